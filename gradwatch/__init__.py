@@ -1,0 +1,1 @@
+"""Watches the gradients of a PyTorch training run."""
