@@ -132,7 +132,7 @@ class Snapshot:
     """The gradient scaler's factor, already divided out of every statistic."""
 
     global_norm: float | None = None
-    """L2 norm over the finite elements of all optimized tensors, unscaled, before any clipping; None without gradients."""
+    """L2 norm over the finite elements of all optimized tensors, unscaled and before clipping; None without gradients."""
     clipped_norm: float | None = None
     """The same right before the update; None if nobody touched the gradients in between."""
     clip_coefficient: float | None = None
@@ -178,7 +178,9 @@ class Snapshot:
 
         A backend that does not count them every step shows them by a norm that is not finite.
         """
-        return (self.nonfinite > 0) | ((self.state == GradientState.VALUE) & ~np.isfinite(self.norm))
+        counted: NDArray[np.bool_] = self.nonfinite > 0
+        flagged: NDArray[np.bool_] = (self.state == GradientState.VALUE) & ~np.isfinite(self.norm)
+        return counted | flagged
 
     @cached_property
     def rms(self) -> Floats:
