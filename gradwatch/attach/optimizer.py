@@ -1,0 +1,166 @@
+"""Hooks on the optimizer: the last look before the update, and the commit after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from gradwatch.attach.weak import WeakHook
+from gradwatch.lane import Lane
+from gradwatch.pipeline import GradWatch
+
+Arguments: TypeAlias = tuple[Any, ...]
+Keywords: TypeAlias = dict[str, Any]
+
+
+class StepHooks:
+    """Observes one optimizer's steps. It holds the watch strongly, so that a watch lives as long as its optimizer."""
+
+    def __init__(self, watch: GradWatch, lane: Lane, on_first_step: Callable[[], None]) -> None:
+        self.watch: GradWatch | None = watch
+        self._lane = lane
+        self._on_first_step: Callable[[], None] | None = on_first_step
+        self._inside = False
+
+    def before(self, optimizer: Optimizer, arguments: Arguments, keywords: Keywords) -> tuple[Any, Any] | None:
+        """Observe what nobody has observed; a closure's gradients do not exist yet: observe inside it."""
+        if self.watch is None:
+            return None
+        self._inside = True
+        if self._on_first_step is not None:
+            self._on_first_step()
+            self._on_first_step = None
+        closure = arguments[1] if len(arguments) > 1 else keywords.get("closure")
+        if not callable(closure):
+            self.watch.act(self._lane, lambda lane: _last_look(lane, optimizer))
+            return None
+        self.watch.act(self._lane, _before_closure)
+        observed = self._observing(closure, optimizer)
+        if len(arguments) > 1:
+            return (arguments[0], observed, *arguments[2:]), keywords
+        return arguments, {**keywords, "closure": observed}
+
+    def after(self, optimizer: Optimizer, _arguments: Arguments, _keywords: Keywords) -> None:
+        """Commit: the update was made, unless ``found_inf`` vetoed it on the device."""
+        if self.watch is not None:
+            found_inf = getattr(optimizer, "found_inf", None)
+            self.watch.act(self._lane, lambda lane: _commit(lane, found_inf))
+        self._inside = False
+
+    def kill(self) -> None:
+        """Do nothing from now on and let the watch go."""
+        self.watch, self._on_first_step = None, None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the optimizer is between its hooks, where removing one would break its loop over them."""
+        return self._inside
+
+    def _observing(self, closure: Callable[..., object], optimizer: Optimizer) -> Callable[..., object]:
+        """Wrap a closure so that its first evaluation is observed; later ones (L-BFGS) are not steps."""
+        evaluated = False
+
+        def observed(*arguments: object, **keywords: object) -> object:
+            nonlocal evaluated
+            result = closure(*arguments, **keywords)
+            if not evaluated and self.watch is not None:
+                evaluated = True
+                self.watch.act(self._lane, lambda lane: _after_evaluation(lane, optimizer))
+            return result
+
+        return observed
+
+
+def attach(watch: GradWatch, lane: Lane, optimizer: Optimizer, on_first_step: Callable[[], None]) -> None:
+    """Observe every ``optimizer.step()`` of this optimizer for `lane`."""
+    hooks = StepHooks(watch, lane, on_first_step)
+    before = optimizer.register_step_pre_hook(_uncompiled(hooks.before))
+    after = optimizer.register_step_post_hook(_uncompiled(hooks.after))
+
+    def remove() -> None:
+        if not hooks.is_running:
+            before.remove()
+            after.remove()
+        hooks.kill()
+
+    watch.on_detach(remove)
+
+
+def watched_by(optimizer: Optimizer) -> GradWatch | None:
+    """Return the live watch whose hooks are on this optimizer."""
+    for hook in optimizer._optimizer_step_pre_hooks.values():  # noqa: SLF001 - torch has no public list of hooks
+        hooks = getattr(getattr(hook, "_torchdynamo_orig_callable", hook), "__self__", None)
+        if isinstance(hooks, StepHooks) and hooks.watch is not None:
+            return hooks.watch
+    return None
+
+
+class OtherOptimizers:
+    """Notes which parameters are updated by optimizers that nobody gave to the watch."""
+
+    def __init__(self) -> None:
+        self._owned: dict[int, frozenset[int]] = {}
+
+    def attach(self, watch: GradWatch) -> None:
+        """Listen to every optimizer of the process until the watch is detached."""
+        handle = register_optimizer_step_post_hook(cast("Any", WeakHook(self.note)))
+        watch.on_detach(handle.remove)
+
+    def note(self, optimizer: Optimizer, _arguments: Arguments, _keywords: Keywords) -> None:
+        """Remember the parameters of an optimizer that has stepped."""
+        sizes = sum(len(group["params"]) for group in optimizer.param_groups)
+        if len(self._owned.get(id(optimizer), ())) != sizes:
+            self._owned[id(optimizer)] = frozenset(id(p) for group in optimizer.param_groups for p in group["params"])
+
+    def owns(self, parameter: int) -> bool:
+        """Whether any of them updates the parameter with this ``id``."""
+        return any(parameter in owned for owned in self._owned.values())
+
+
+def unwrap(optimizer: object) -> Optimizer | None:
+    """Return the torch optimizer inside wrappers such as Accelerate's, or None if there is none."""
+    seen: set[int] = set()
+    while id(optimizer) not in seen:
+        attributes: Mapping[str, object] = getattr(optimizer, "__dict__", {})
+        if "_optimizer_step_pre_hooks" in attributes:
+            return cast("Optimizer", optimizer)
+        seen.add(id(optimizer))
+        optimizer = attributes.get("_optimizer", attributes.get("optimizer"))
+    return None
+
+
+def _uncompiled(hook: Callable[..., object]) -> Any:  # noqa: ANN401 - torch types its hooks by exact signature
+    """Keep a compiled ``optimizer.step`` from tracing into a hook."""
+    return torch.compiler.disable(hook)
+
+
+def _last_look(lane: Lane, optimizer: Optimizer) -> None:
+    if lane.pending is None or lane.pending.sealed:  # sealed: the step before it raised
+        lane.observe("step", divisor=_scale_of(optimizer))
+    lane.before_update()
+
+
+def _before_closure(lane: Lane) -> None:
+    lane.discard()  # whatever was seen belongs to gradients that the closure will replace
+
+
+def _after_evaluation(lane: Lane, optimizer: Optimizer) -> None:
+    if lane.pending is None:
+        lane.observe("closure", divisor=_scale_of(optimizer))
+    lane.before_update()
+
+
+def _commit(lane: Lane, found_inf: Tensor | None) -> None:
+    lane.commit(found_inf=found_inf)
+    lane.hooked = True
+
+
+def _scale_of(optimizer: Optimizer) -> Tensor | None:
+    """Return what a GradScaler left in the gradients for a fused optimizer to divide by."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return scale if isinstance(scale, Tensor) else None

@@ -1,0 +1,279 @@
+"""THE HOT PATH: what one optimizer's step costs. Everything here runs on the training thread and waits for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradwatch.errors import Part
+from gradwatch.measure.clipped import look_again
+from gradwatch.measure.plan import Meter, plan
+from gradwatch.records import Source, Tensors
+from gradwatch.table import StatTable
+from gradwatch.targets import Entry, Target
+from gradwatch.transfer import Delivery, Transfer
+
+Backend: TypeAlias = Literal["cpu", "foreach"]
+
+DENSE_STEPS = 20
+"""The detail tier is measured at each of the first steps,"""
+DETAIL_EVERY = 10
+"""later at every tenth, and whenever evidence is open."""
+
+_versions = attrgetter("_version")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepNote:
+    """What the host knows about a step while its numbers are still on the device."""
+
+    step: int
+    log_step: int
+    source: Source
+    skipped: bool
+    detail: bool
+    tensors: Tensors
+    optimizer: str
+    learning_rates: tuple[float | None, ...]
+    """None where the rate is a tensor: its value travels with the table."""
+    weight_decay: tuple[float, ...]
+    eps: tuple[float, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A step that was observed and is neither committed nor skipped yet."""
+
+    step: int
+    source: Source
+    detail: bool
+    table: StatTable
+    loss_scale: Tensor | float | None
+    identities: list[int]
+    """`id` and version of the gradients: whoever changes one before the update has clipped it."""
+    versions: list[int]
+    scalars: dict[str, Tensor | float] = field(default_factory=dict)
+    sealed: bool = False
+    """The update is under way: later gradients (L-BFGS evaluates its closure again) are not this step's."""
+
+
+@dataclass(slots=True, eq=False)
+class LossMean:
+    """Mean of the losses logged since it was last taken; added up where they are, never read."""
+
+    _total: Tensor | float = 0.0
+    _count: int = 0
+
+    def add(self, loss: Tensor | float) -> None:
+        """Take one loss into the mean."""
+        if isinstance(loss, Tensor):
+            loss = loss.detach().reshape(()).to(torch.float32, copy=True)
+        self._total = self._total + loss
+        self._count += 1
+
+    def take(self) -> Tensor | float | None:
+        """Return the mean and start afresh; None if nothing was logged."""
+        mean = self._total / self._count if self._count else None
+        self._total, self._count = 0.0, 0
+        return mean
+
+
+@dataclass(eq=False)
+class Lane:
+    """One optimizer and the tensors it updates: measures each of its steps exactly once.
+
+    `attach` calls four acts: `observe` (repeatable, the last before the commit wins), `before_update`, and one of
+    `commit` (the parameters moved) and `skip` (they did not).
+    """
+
+    name: str
+    optimizer: Optimizer | None
+    target: Target
+    step: int = 0
+    orphans_of: frozenset[str] = frozenset()
+    """Models whose trainable parameters without any optimizer are measured here, so that somebody sees them."""
+    backend: Backend | None = None
+    owned_elsewhere: Callable[[int], bool] = lambda _: False
+    """Whether another optimizer updates the parameter with this ``id``."""
+    on_plan: Callable[[], object] = lambda: None
+    """Called when the watched tensors have changed,"""
+    on_end: Callable[[], object] = lambda: None
+    """and when a step was committed or skipped."""
+    wants_detail: Callable[[], bool] = lambda: False
+    next_log_step: Callable[[], int | None] = lambda: None
+
+    loss: LossMean = field(default_factory=LossMean)
+    """Losses logged for this optimizer by name."""
+    shared_loss: LossMean = field(default_factory=LossMean)
+    """Losses logged for whichever optimizer steps next."""
+
+    part: Part = field(init=False)
+    hooked: bool = field(default=False, init=False)
+    """A hook has committed a step since the last `GradWatch.step` by hand."""
+    params: list[nn.Parameter] = field(default_factory=list, init=False)
+    pending: Pending | None = field(default=None, init=False)
+    transfer: Transfer[StepNote] = field(default_factory=lambda: Transfer(), init=False)
+    _tensors: Tensors = field(init=False)
+    _meter: Meter = field(init=False)
+    _frozen: list[nn.Parameter] = field(default_factory=list, init=False)
+    _group_sizes: list[int] = field(default_factory=list, init=False)
+    _planned: bool = field(default=False, init=False)
+    _on_cuda: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.part = Part(f"measuring {self.name!r}" if self.name else "measuring")
+
+    # -- the four acts -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def observe(self, source: Source, *, divisor: Tensor | None = None, loss_scale: Tensor | None = None) -> None:
+        """Measure the gradients as they are now; `divisor` is what they are still multiplied by."""
+        detail = self.detail_due()
+        if self._is_stale(thorough=detail):
+            self._plan()
+        grads = [parameter.grad for parameter in self.params]
+        present = [grad for grad in grads if grad is not None]
+        self.pending = Pending(
+            step=self.step,
+            source=source,
+            detail=detail,
+            table=self._meter.measure(grads, divisor=divisor, detail=detail),
+            loss_scale=divisor if loss_scale is None else loss_scale,
+            identities=list(map(id, present)),
+            versions=list(map(_versions, present)),
+        )
+
+    @torch.no_grad()
+    def before_update(self) -> None:
+        """Look again if somebody changed the gradients since they were observed, and remember the weights."""
+        pending = self.pending
+        if pending is None:
+            return
+        grads = [parameter.grad for parameter in self.params]
+        present = [grad for grad in grads if grad is not None]
+        if list(map(id, present)) != pending.identities:  # other gradients, not the same ones clipped
+            self.observe("step")
+            pending = self.pending
+        elif (versions := list(map(_versions, present))) != pending.versions:
+            everywhere = all(now != then for now, then in zip(versions, pending.versions, strict=True))
+            pending.scalars |= look_again(
+                self._meter, pending.table, grads, self._tensors.optimized, everywhere=everywhere
+            )
+        if pending.detail:
+            self._meter.sample_before()
+        pending.sealed = True
+
+    @torch.no_grad()
+    def commit(self, *, found_inf: Tensor | None = None) -> None:
+        """The update was made; `found_inf` is the flag by which a fused optimizer may have vetoed it on the device."""
+        pending = self.pending
+        if pending is None:
+            return
+        if pending.detail:
+            self._meter.sample_after(pending.table)
+        if found_inf is not None:
+            pending.scalars["found_inf"] = found_inf
+        self._send(pending, skipped=False)
+
+    def skip(self) -> None:
+        """The observed gradients were not applied."""
+        if self.pending is not None:
+            self._send(self.pending, skipped=True)
+
+    # -- around them ---------------------------------------------------------------------------------------------
+
+    def detail_due(self) -> bool:
+        """Whether the step to come measures the detail tier."""
+        return self.step < DENSE_STEPS or self.step % DETAIL_EVERY == 0 or self.wants_detail()
+
+    def is_capturing(self) -> bool:
+        """Whether a CUDA graph is being captured: nothing but kernels may happen then, and no hook runs on replay."""
+        return self._on_cuda and torch.cuda.is_current_stream_capturing()
+
+    def discard(self) -> None:
+        """Forget what was observed, as if it had not been."""
+        self.pending = None
+
+    def entries(self) -> list[Entry]:
+        """List the tensors of this lane in depth order: the optimizer's and the orphans, trainable ones only."""
+        groups = self.groups()
+        mine = [
+            entry
+            for entry in self.target.scan()
+            if id(entry.parameter) in groups
+            or (entry.model in self.orphans_of and not self.owned_elsewhere(id(entry.parameter)))
+        ]
+        self._frozen = [entry.parameter for entry in mine if not entry.parameter.requires_grad]
+        return self.target.in_depth_order(entry for entry in mine if entry.parameter.requires_grad)
+
+    def groups(self) -> Mapping[int, int]:
+        """Parameter group of each parameter of the optimizer, by ``id``; without an optimizer all are in one."""
+        if self.optimizer is None:
+            return {id(entry.parameter): 0 for entry in self.target.scan()}
+        groups = enumerate(self.optimizer.param_groups)
+        return {id(parameter): index for index, group in groups for parameter in group["params"]}
+
+    def deliveries(self, *, wait: bool = False) -> list[Delivery[StepNote]]:
+        """Return the steps whose numbers have arrived; with `wait` all that were sent."""
+        return self.transfer.drain() if wait else self.transfer.arrived()
+
+    def _is_stale(self, *, thorough: bool) -> bool:
+        """Whether the plan no longer fits: cheap signs at every step, a full scan where `thorough`."""
+        if not self._planned or self._sizes() != self._group_sizes:
+            return True
+        if any(parameter.requires_grad for parameter in self._frozen):
+            return True
+        return thorough and list(map(id, self.params)) != [id(entry.parameter) for entry in self.entries()]
+
+    def _sizes(self) -> list[int]:
+        return [] if self.optimizer is None else [len(group["params"]) for group in self.optimizer.param_groups]
+
+    def _plan(self) -> None:
+        entries = self.entries()
+        self._tensors = self.target.tensors(entries, self.groups())
+        self.params = [entry.parameter for entry in entries]
+        self._meter = plan(self.params, backend=self.backend)
+        self._group_sizes = self._sizes()
+        self._on_cuda = any(parameter.is_cuda for parameter in self.params)
+        self._planned = True
+        self.on_plan()
+
+    def _send(self, pending: Pending, *, skipped: bool) -> None:
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
+        scalars = pending.scalars
+        shared, own = self.shared_loss.take(), self.loss.take()
+        loss = shared if own is None else own
+        if loss is not None:
+            scalars["loss"] = loss
+        if pending.loss_scale is not None:
+            scalars["loss_scale"] = pending.loss_scale
+        rates = [group["lr"] for group in groups]
+        scalars |= {f"learning_rate/{index}": rate for index, rate in enumerate(rates) if isinstance(rate, Tensor)}
+        log_step = self.next_log_step()
+        note = StepNote(
+            step=pending.step,
+            log_step=pending.step if log_step is None else log_step,
+            source=pending.source,
+            skipped=skipped,
+            detail=pending.detail,
+            tensors=self._tensors,
+            optimizer="" if self.optimizer is None else type(self.optimizer).__name__,
+            learning_rates=tuple(None if isinstance(rate, Tensor) else float(rate) for rate in rates),
+            weight_decay=tuple(_plain(group.get("weight_decay")) for group in groups),
+            eps=tuple(_plain(group.get("eps")) for group in groups),
+        )
+        self.transfer.send(pending.table, scalars, note)
+        self.pending = None
+        self.step += 1
+        self.on_end()
+
+
+def _plain(value: object) -> float:
+    """A hyperparameter as a number, 0.0 where the optimizer has none (Adafactor's eps is a pair)."""
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -1,0 +1,82 @@
+"""The second look: how large the gradients are after somebody clipped them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradwatch.measure.plan import Meter
+from gradwatch.records import Floats
+from gradwatch.table import EVERY_STEP, StatTable
+
+NORM, PEAK = EVERY_STEP.index("norm"), EVERY_STEP.index("max_abs")
+
+# Relative difference up to which the factors of two tensors are one factor: float16 rounds to 2**-11.
+SAME_FACTOR = 2e-3
+
+
+def look_again(
+    meter: Meter,
+    table: StatTable,
+    grads: Sequence[Tensor | None],
+    optimized: NDArray[np.bool_],
+    *,
+    everywhere: bool,
+) -> dict[str, Tensor | float]:
+    """Return the norm after clipping and the smallest and largest factor applied to a tensor.
+
+    Global-norm clipping multiplies all gradients by one factor, so on the CPU three tensors tell it: the one with
+    the largest element and the one with the largest norm, which no clipping leaves out, and the smallest one. A full
+    pass is made only if their factors differ or some gradients were left alone (`everywhere` is false).
+    """
+    values = table.values
+    if isinstance(values, Tensor):
+        return _on_device(meter, values, grads, optimized)
+    before = np.where(optimized & (values[NORM] > 0), values[NORM], np.nan)
+    if np.isnan(before).all():
+        return {}
+    if everywhere:
+        rows = _telling_rows(before, values[PEAK], grads)
+        factors = _norms(meter, grads, rows) / before[rows]
+        low, high = float(factors.min()), float(factors.max())
+        if high - low <= SAME_FACTOR * high:
+            total = float(np.sqrt(np.nansum(before**2)))
+            return {"clipped_norm": float(factors[0]) * total, "clip_low": low, "clip_high": high}
+    after = np.where(optimized, _norms(meter, grads, None), np.nan)
+    factors = after / before
+    return {
+        "clipped_norm": float(np.sqrt(np.nansum(after**2))),
+        "clip_low": float(np.nanmin(factors)),
+        "clip_high": float(np.nanmax(factors)),
+    }
+
+
+def _telling_rows(before: Floats, peak: Floats, grads: Sequence[Tensor | None]) -> list[int]:
+    sizes = [np.inf if grad is None else grad.numel() for grad in grads]
+    smallest = int(np.argmin(np.where(np.isnan(before), np.inf, sizes)))
+    largest_element = int(np.nanargmax(np.where(np.isnan(before), np.nan, peak)))
+    return sorted({int(np.nanargmax(before)), largest_element, smallest}, key=lambda row: -before[row])
+
+
+def _norms(meter: Meter, grads: Sequence[Tensor | None], rows: list[int] | None) -> Floats:
+    norms = meter.norms(grads, rows, divisor=None)
+    return np.asarray(norms, dtype=np.float64)
+
+
+def _on_device(
+    meter: Meter, values: Tensor, grads: Sequence[Tensor | None], optimized: NDArray[np.bool_]
+) -> dict[str, Tensor | float]:
+    """Do the same without a branch: whether one factor fits all is decided on the host, when the numbers are there."""
+    mask = torch.from_numpy(optimized).to(values.device, non_blocking=True)
+    after = torch.as_tensor(meter.norms(grads, None, divisor=None), device=values.device)
+    factors = after / values[NORM]
+    usable = mask & factors.isfinite()
+    return {
+        "clipped_norm": torch.linalg.vector_norm(torch.where(mask & after.isfinite(), after, 0.0)),
+        "clip_low": torch.where(usable, factors, torch.inf).amin(),
+        "clip_high": torch.where(usable, factors, -torch.inf).amax(),
+    }

@@ -1,0 +1,301 @@
+"""THE PIPELINE: what happens to a step once its numbers have arrived, and the life cycle of it all."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TypeAlias
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradwatch.assembly import assemble
+from gradwatch.detectors import build
+from gradwatch.episodes import Episodes
+from gradwatch.errors import ConfigurationError, Part, contain
+from gradwatch.history import Detector, History
+from gradwatch.lane import Lane, LossMean
+from gradwatch.records import Alert, Evidence, Intervention, Sink, Snapshot
+from gradwatch.state import from_portable, to_portable
+
+Remover: TypeAlias = Callable[[], None]
+
+STATE_VERSION = 1
+
+
+@dataclass(eq=False)
+class Judge:
+    """The host side of one lane: its past, its detectors and its open alerts."""
+
+    name: str
+    detectors: tuple[Detector, ...]
+    episodes: Episodes
+    history: History = field(default_factory=History)
+    _parts: tuple[Part, ...] = field(init=False)
+    _part: Part = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._parts = tuple(Part(f"the detector {_name_of(detector)}") for detector in self.detectors)
+        self._part = Part("judging")
+
+    def judge(self, snapshot: Snapshot) -> tuple[Alert, ...]:
+        """Return the alerts that this step changed."""
+        changed: tuple[Alert, ...] = ()
+        if not self._part.failed:
+            with contain(self._part):
+                self.history.update(snapshot)
+                changed = self.episodes.judge(snapshot, list(self._evidence(snapshot)))
+        return changed
+
+    def wants_detail(self) -> bool:
+        """Whether evidence is open."""
+        return self.episodes.wants_detail and not self._part.failed
+
+    def state(self) -> dict[str, object]:
+        """Return what must survive a restart."""
+        memories = {_name_of(detector): _memory(detector) for detector in self.detectors}
+        return {
+            "history": self.history.state(),
+            "episodes": self.episodes.state(),
+            "detectors": {name: memory for name, memory in memories.items() if memory},
+        }
+
+    def restore(self, state: Mapping[str, Mapping[str, object]]) -> None:
+        """Go on from what `state` returned."""
+        self.history.restore(state["history"])
+        self.episodes.restore(state["episodes"])
+        for detector in self.detectors:
+            memory = state["detectors"].get(_name_of(detector))
+            if memory is not None and hasattr(detector, "restore"):
+                detector.restore(memory)
+
+    def _evidence(self, snapshot: Snapshot) -> Iterator[Evidence]:
+        for detector, part in zip(self.detectors, self._parts, strict=True):
+            if not part.failed:
+                with contain(part):
+                    yield from list(detector(snapshot, self.history))
+
+
+class GradWatch:
+    """What `gradwatch.watch` returns: drives measuring, judging and writing, and can be taken off again."""
+
+    def __init__(
+        self,
+        lanes: Iterable[Lane],
+        sinks: Iterable[Sink],
+        *,
+        detectors: Iterable[object],
+        mute: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        self.lanes = {lane.name: lane for lane in lanes}
+        detectors, mute = tuple(detectors), tuple(mute)
+        self._judges = {
+            name: Judge(name=name, detectors=build(detectors), episodes=Episodes(mute=mute)) for name in self.lanes
+        }
+        self._sinks = [(sink, Part(f"the sink {type(sink).__name__}")) for sink in sinks]
+        self._alerts: dict[object, Alert] = {}
+        self._removers: list[Remover] = []
+        self._latest: Snapshot | None = None
+        self._paused = False
+        self._closed = False
+        self._process = os.getpid()
+        self._shared_loss = LossMean()
+        for name, lane in self.lanes.items():
+            lane.wants_detail = self._judges[name].wants_detail
+            lane.shared_loss = self._shared_loss
+        self._close_sinks = weakref.finalize(self, _close_sinks, self._sinks, self._process)
+        atexit.register(_close, weakref.ref(self))
+
+    # -- for people ----------------------------------------------------------------------------------------------
+
+    @property
+    def alerts(self) -> tuple[Alert, ...]:
+        """All alerts so far, resolved ones too, in order of opening."""
+        return tuple(self._alerts.values())
+
+    @property
+    def latest(self) -> Snapshot | None:
+        """The newest Snapshot that has arrived, of any optimizer."""
+        return self._latest
+
+    def log_loss(self, loss: Tensor | float, *, optimizer: str | None = None) -> None:
+        """Hand over the loss of the step to come, before the optimizer steps; it is not read before it has arrived.
+
+        Several losses before one step (accumulation) are averaged. With several optimizers `optimizer` names the one
+        that steps on this loss; without it, the loss goes to whichever steps next.
+
+        Raises:
+            ConfigurationError: the loss is not a number or a tensor of one element.
+        """
+        if not isinstance(loss, Tensor | float | int) or (isinstance(loss, Tensor) and loss.numel() != 1):
+            shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise ConfigurationError(f"log_loss() takes one number, got {shape}; reduce it first, as in loss.mean()")
+        if not self.active:
+            return
+        if optimizer is None:
+            self._shared_loss.add(loss)
+        for lane in () if optimizer is None else self._chosen(optimizer):
+            lane.loss.add(loss)
+
+    def observe(self, optimizer: Optimizer | str | None = None) -> None:
+        """Measure the gradients now; for loops whose gradients no hook can see, before anything clips them."""
+        for lane in self._chosen(optimizer):
+            self.act(lane, lambda lane: lane.observe("manual"))
+
+    def step(self, optimizer: Optimizer | str | None = None) -> None:
+        """Tell that the parameters were updated; for loops whose update no hook can see.
+
+        Measures the gradients first if nothing has. Where hooks saw the step already, this does nothing.
+        """
+        for lane in self._chosen(optimizer):
+            if lane.hooked and lane.pending is None:
+                lane.hooked = False
+                continue
+            self.act(lane, _step_by_hand)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away inside the block: a learning-rate finder, an inner loop."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def state_dict(self) -> dict[str, object]:
+        """Return what must survive a restart: plain Python values and tensors only."""
+        self.collect(wait=True)
+        lanes = {
+            name: {"step": lane.step, "judge": to_portable(self._judges[name].state())}
+            for name, lane in self.lanes.items()
+        }
+        return {"version": STATE_VERSION, "lanes": lanes}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Go on from what `state_dict` returned.
+
+        Raises:
+            ConfigurationError: the state is of another version or of other optimizers.
+        """
+        lanes = state.get("lanes")
+        if state.get("version") != STATE_VERSION or not isinstance(lanes, Mapping):
+            raise ConfigurationError(
+                f"this is no state of gradwatch in version {STATE_VERSION}; pass what watch.state_dict() returned"
+            )
+        if set(lanes) != set(self.lanes):
+            raise ConfigurationError(
+                f"the state is of the optimizers {sorted(lanes)}, this watch has {sorted(self.lanes)}; "
+                "give watch() the same names"
+            )
+        for name, saved in lanes.items():
+            self.lanes[name].step = saved["step"]
+            self._judges[name].restore(from_portable(saved["judge"]))
+
+    def detach(self) -> None:
+        """Take every hook off model, optimizer and scaler; what was measured stays readable."""
+        self.collect(wait=True)
+        while self._removers:
+            self._removers.pop()()
+
+    def close(self) -> None:
+        """Detach, write out what is left and close the files."""
+        if self._closed:
+            return
+        self.detach()
+        self._closed = True
+        self._close_sinks()
+
+    def __enter__(self) -> GradWatch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- for attach and the integrations -------------------------------------------------------------------------
+
+    @property
+    def active(self) -> bool:
+        """Whether steps are looked at: not paused, not closed, and in the process that made the watch."""
+        return not self._paused and not self._closed and os.getpid() == self._process
+
+    def on_detach(self, remover: Remover) -> None:
+        """Let `remover` undo an attachment; called in reverse order."""
+        self._removers.append(remover)
+
+    def act(self, lane: Lane, act: Callable[[Lane], None]) -> None:
+        """Perform one act on a lane, contained, and judge what has arrived."""
+        if not self.active or lane.part.failed or lane.is_capturing():
+            return
+        with contain(lane.part):
+            act(lane)
+            self._collect(lane)
+
+    def collect(self, *, wait: bool = False) -> None:
+        """Judge and write every step that has arrived; with `wait` every step there is."""
+        for lane in self.lanes.values():
+            if not lane.part.failed:
+                with contain(lane.part):
+                    self._collect(lane, wait=wait)
+
+    def _collect(self, lane: Lane, *, wait: bool = False) -> None:
+        for delivery in lane.deliveries(wait=wait):
+            snapshot = assemble(lane.name, delivery, several_lanes=len(self.lanes) > 1)
+            self._latest = snapshot
+            changed = self._judges[lane.name].judge(snapshot)
+            for alert in changed:
+                self._alerts[alert.key] = alert
+            self._write(snapshot, changed, ())
+
+    def _write(self, snapshot: Snapshot, alerts: tuple[Alert, ...], interventions: tuple[Intervention, ...]) -> None:
+        for sink, part in self._sinks:
+            if not part.failed:
+                with contain(part):
+                    sink.write(snapshot, alerts, interventions)
+
+    def _chosen(self, optimizer: Optimizer | str | None) -> tuple[Lane, ...]:
+        """Return the lanes meant: all of them for None."""
+        if optimizer is None:
+            return tuple(self.lanes.values())
+        for lane in self.lanes.values():
+            if optimizer in (lane.name, lane.optimizer):
+                return (lane,)
+        raise ConfigurationError(
+            f"no watched optimizer is called {optimizer!r}; this watch has {', '.join(map(repr, self.lanes))}"
+        )
+
+
+def _step_by_hand(lane: Lane) -> None:
+    if lane.pending is None:
+        lane.observe("manual")
+    lane.commit()
+
+
+def _name_of(detector: object) -> str:
+    return str(getattr(detector, "__name__", type(detector).__name__))
+
+
+def _memory(detector: object) -> object:
+    return detector.state() if hasattr(detector, "state") else None
+
+
+def _close(reference: weakref.ref[GradWatch]) -> None:
+    """Bring in what is still on the device before the interpreter goes."""
+    watch = reference()
+    if watch is not None:
+        watch.close()
+
+
+def _close_sinks(sinks: Iterable[tuple[Sink, Part]], process: int) -> None:
+    """Close the files of a watch that was closed or forgotten; a forked child must not touch its parent's."""
+    if os.getpid() != process:
+        return
+    for sink, part in sinks:
+        with contain(part):
+            sink.close()
