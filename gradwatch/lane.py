@@ -59,6 +59,8 @@ class Pending:
     """`id` and version of the gradients: whoever changes one before the update has clipped it."""
     versions: list[int]
     scalars: dict[str, Tensor | float] = field(default_factory=dict)
+    sampled: bool = False
+    """The weights were sampled before the update."""
     sealed: bool = False
     """The update is under way: later gradients (L-BFGS evaluates its closure again) are not this step's."""
 
@@ -148,6 +150,8 @@ class Lane:
             identities=list(map(id, present)),
             versions=list(map(_versions, present)),
         )
+        if self.optimizer is None:  # no hook will tell when the update begins
+            self._sample_weights(self.pending)
 
     @torch.no_grad()
     def before_update(self) -> None:
@@ -162,11 +166,9 @@ class Lane:
             pending = self.pending
         elif (versions := list(map(_versions, present))) != pending.versions:
             everywhere = all(now != then for now, then in zip(versions, pending.versions, strict=True))
-            pending.scalars |= look_again(
-                self._meter, pending.table, grads, self._tensors.optimized, everywhere=everywhere
-            )
-        if pending.detail:
-            self._meter.sample_before()
+            optimized = self._tensors.optimized
+            pending.scalars |= look_again(self._meter, pending.table, grads, optimized, everywhere=everywhere)
+        self._sample_weights(pending)
         pending.sealed = True
 
     @torch.no_grad()
@@ -175,7 +177,7 @@ class Lane:
         pending = self.pending
         if pending is None:
             return
-        if pending.detail:
+        if pending.sampled:
             self._meter.sample_after(pending.table)
         if found_inf is not None:
             pending.scalars["found_inf"] = found_inf
@@ -222,6 +224,11 @@ class Lane:
     def deliveries(self, *, wait: bool = False) -> list[Delivery[StepNote]]:
         """Return the steps whose numbers have arrived; with `wait` all that were sent."""
         return self.transfer.drain() if wait else self.transfer.arrived()
+
+    def _sample_weights(self, pending: Pending) -> None:
+        if pending.detail:
+            self._meter.sample_before()
+            pending.sampled = True
 
     def _is_stale(self, *, thorough: bool) -> bool:
         """Whether the plan no longer fits: cheap signs at every step, a full scan where `thorough`."""

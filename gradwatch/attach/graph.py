@@ -30,7 +30,11 @@ class FirstOutput:
         if is_compiled(model):
             return
         self._handle = model.register_forward_hook(cast("Any", WeakHook(self.seen)))
-        self._watch.on_detach(self._handle.remove)
+        self._watch.on_detach(self.remove)
+
+    def remove(self) -> None:
+        """Stop waiting."""
+        self._handle.remove()
 
     def seen(self, _model: nn.Module, _inputs: object, output: object) -> None:
         """Walk the graph behind a training output and take the hook off."""
@@ -40,7 +44,7 @@ class FirstOutput:
             outputs = [tensor for tensor in tensors_in(output) if tensor.grad_fn is not None]
             if not outputs:
                 return
-            self._handle.remove()
+            self.remove()
             layers = {id(entry.parameter): entry.layer for entry in self._target.scan() if entry.model == self._key}
             depth = walk(outputs, layers)
             if depth is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 from torch import Tensor
 from torch.amp import GradScaler
@@ -73,13 +74,14 @@ class ScalerHooks:
 
 
 def find_on_stack() -> GradScaler | None:
-    """Return the GradScaler whose ``step`` is calling the optimizer, for users who did not pass it."""
-    frame = sys._getframe(1)  # noqa: SLF001 - one walk, at the first step only
+    """Return the GradScaler whose ``step`` is calling the optimizer, for users who did not pass it.
+
+    Only the scaler's own frame is opened: reading ``f_locals`` of the user's would keep their variables alive.
+    """
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - one walk, at the first step only
     while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, GradScaler) and owner.is_enabled():
-            return owner
-        if (following := frame.f_back) is None:
-            return None
-        frame = following
+        if frame.f_code is GradScaler.step.__code__:
+            owner = frame.f_locals.get("self")
+            return owner if isinstance(owner, GradScaler) and owner.is_enabled() else None
+        frame = frame.f_back
     return None

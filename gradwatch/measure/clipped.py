@@ -29,9 +29,9 @@ def look_again(
 ) -> dict[str, Tensor | float]:
     """Return the norm after clipping and the smallest and largest factor applied to a tensor.
 
-    Global-norm clipping multiplies all gradients by one factor, so on the CPU three tensors tell it: the one with
-    the largest element and the one with the largest norm, which no clipping leaves out, and the smallest one. A full
-    pass is made only if their factors differ or some gradients were left alone (`everywhere` is false).
+    Global-norm clipping multiplies all gradients by one factor, so on the CPU a few tensors tell it: those with the
+    largest and the smallest element and norm, which clipping by value or by tensor changes most and least. A full pass
+    is made only if their factors differ or some gradients were left alone (`everywhere` is false).
     """
     values = table.values
     if isinstance(values, Tensor):
@@ -40,7 +40,7 @@ def look_again(
     if np.isnan(before).all():
         return {}
     if everywhere:
-        rows = _telling_rows(before, values[PEAK], grads)
+        rows = _telling_rows(before, np.where(np.isnan(before), np.nan, values[PEAK]))
         factors = _norms(meter, grads, rows) / before[rows]
         low, high = float(factors.min()), float(factors.max())
         if high - low <= SAME_FACTOR * high:
@@ -55,11 +55,8 @@ def look_again(
     }
 
 
-def _telling_rows(before: Floats, peak: Floats, grads: Sequence[Tensor | None]) -> list[int]:
-    sizes = [np.inf if grad is None else grad.numel() for grad in grads]
-    smallest = int(np.argmin(np.where(np.isnan(before), np.inf, sizes)))
-    largest_element = int(np.nanargmax(np.where(np.isnan(before), np.nan, peak)))
-    return sorted({int(np.nanargmax(before)), largest_element, smallest}, key=lambda row: -before[row])
+def _telling_rows(norm: Floats, peak: Floats) -> list[int]:
+    return sorted({int(pick(values)) for values in (norm, peak) for pick in (np.nanargmax, np.nanargmin)})
 
 
 def _norms(meter: Meter, grads: Sequence[Tensor | None], rows: list[int] | None) -> Floats:
