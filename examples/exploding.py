@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from digits import main
 from torch import nn
@@ -11,7 +13,7 @@ def build() -> tuple[nn.Module, torch.optim.Optimizer]:
     """Return ten ReLU layers with twice the standard deviation that He's initialisation gives."""
     widths = [64, *[64] * 10]
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         linear = nn.Linear(before, after)
         nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
         with torch.no_grad():

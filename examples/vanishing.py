@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from digits import main
 from torch import nn
@@ -11,7 +13,7 @@ def build() -> tuple[nn.Module, torch.optim.Optimizer]:
     """Return twelve sigmoid layers of 32 units, with the initialisation that the textbook gives them."""
     widths = [64, *[32] * 12]
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         linear = nn.Linear(before, after)
         nn.init.xavier_uniform_(linear.weight)
         layers += [linear, nn.Sigmoid()]

@@ -233,8 +233,8 @@ def _check_scaler(scaler: object) -> None:
         raise ConfigurationError(f"scaler must be a torch.amp.GradScaler or None, got {_describe(scaler)}")
 
 
-def _checked_mutes(mute: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    checked = []
+def _checked_mutes(mute: Iterable[object]) -> list[tuple[str, str]]:
+    checked: list[tuple[str, str]] = []
     for entry in mute:
         if not (isinstance(entry, tuple) and len(entry) == 2):
             raise ConfigurationError(f"mute takes pairs such as ('dead', 'head.*'), got {entry!r}")

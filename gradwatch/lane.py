@@ -120,7 +120,7 @@ class Lane:
     """A hook has committed a step since the last `GradWatch.step` by hand."""
     params: list[nn.Parameter] = field(default_factory=list, init=False)
     pending: Pending | None = field(default=None, init=False)
-    transfer: Transfer[StepNote] = field(default_factory=lambda: Transfer(), init=False)
+    transfer: Transfer[StepNote] = field(default_factory=Transfer, init=False)
     _tensors: Tensors = field(init=False)
     _meter: Meter = field(init=False)
     _frozen: list[nn.Parameter] = field(default_factory=list, init=False)
@@ -134,14 +134,14 @@ class Lane:
     # -- the four acts -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def observe(self, source: Source, *, divisor: Tensor | None = None, loss_scale: Tensor | None = None) -> None:
+    def observe(self, source: Source, *, divisor: Tensor | None = None, loss_scale: Tensor | None = None) -> Pending:
         """Measure the gradients as they are now; `divisor` is what they are still multiplied by."""
         detail = self.detail_due()
         if self._is_stale(thorough=detail):
             self._plan()
         grads = [parameter.grad for parameter in self.params]
         present = [grad for grad in grads if grad is not None]
-        self.pending = Pending(
+        pending = Pending(
             step=self.step,
             source=source,
             detail=detail,
@@ -151,7 +151,9 @@ class Lane:
             versions=list(map(_versions, present)),
         )
         if self.optimizer is None:  # no hook will tell when the update begins
-            self._sample_weights(self.pending)
+            self._sample_weights(pending)
+        self.pending = pending
+        return pending
 
     @torch.no_grad()
     def before_update(self) -> None:
@@ -162,8 +164,7 @@ class Lane:
         grads = [parameter.grad for parameter in self.params]
         present = [grad for grad in grads if grad is not None]
         if list(map(id, present)) != pending.identities:  # other gradients, not the same ones clipped
-            self.observe("step")
-            pending = self.pending
+            pending = self.observe("step")
         elif (versions := list(map(_versions, present))) != pending.versions:
             everywhere = all(now != then for now, then in zip(versions, pending.versions, strict=True))
             optimized = self._tensors.optimized

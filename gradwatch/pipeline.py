@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, Self, TypeAlias
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -65,7 +65,7 @@ class Judge:
             "detectors": {name: memory for name, memory in memories.items() if memory},
         }
 
-    def restore(self, state: Mapping[str, Mapping[str, object]]) -> None:
+    def restore(self, state: Any) -> None:  # noqa: ANN401 - from a checkpoint
         """Go on from what `state` returned."""
         self.history.restore(state["history"])
         self.episodes.restore(state["episodes"])
@@ -123,7 +123,7 @@ class GradWatch:
         """The newest Snapshot that has arrived, of any optimizer."""
         return self._latest
 
-    def log_loss(self, loss: Tensor | float, *, optimizer: str | None = None) -> None:
+    def log_loss(self, loss: object, *, optimizer: str | None = None) -> None:
         """Hand over the loss of the step to come, before the optimizer steps; it is not read before it has arrived.
 
         Several losses before one step (accumulation) are averaged. With several optimizers `optimizer` names the one
@@ -176,7 +176,7 @@ class GradWatch:
         }
         return {"version": STATE_VERSION, "lanes": lanes}
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned.
 
         Raises:
@@ -210,7 +210,7 @@ class GradWatch:
         self._closed = True
         self._close_sinks()
 
-    def __enter__(self) -> GradWatch:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -229,7 +229,7 @@ class GradWatch:
         """Let `remover` undo an attachment; called in reverse order."""
         self._removers.append(remover)
 
-    def act(self, lane: Lane, act: Callable[[Lane], None]) -> None:
+    def act(self, lane: Lane, act: Callable[[Lane], object]) -> None:
         """Perform one act on a lane, contained, and judge what has arrived."""
         if not self.active or lane.part.failed or lane.is_capturing():
             return

@@ -132,7 +132,7 @@ class Snapshot:
     """The gradient scaler's factor, already divided out of every statistic."""
 
     global_norm: float | None = None
-    """L2 norm over the finite elements of all optimized tensors, unscaled and before clipping; None without gradients."""
+    """L2 norm over all finite gradient elements of the optimizer, unscaled, before clipping; None without gradients."""
     clipped_norm: float | None = None
     """The same right before the update; None if nobody touched the gradients in between."""
     clip_coefficient: float | None = None

@@ -25,7 +25,10 @@ MODEL = mlp()
     ("arguments", "sentence"),
     [
         ((nn.Tanh(), torch.optim.SGD(MODEL.parameters())), "the model has no parameters"),
-        ((mlp().requires_grad_(requires_grad=False), torch.optim.SGD(MODEL.parameters())), "no watched parameter is trainable"),
+        (
+            (mlp().requires_grad_(requires_grad=False), torch.optim.SGD(MODEL.parameters())),
+            "no watched parameter is trainable",
+        ),
         ((mlp(), torch.optim.SGD(MODEL.parameters())), "the optimizer holds 6 others"),
         ((MODEL.parameters(), torch.optim.SGD(MODEL.parameters())), "needs a torch.nn.Module or a mapping"),
         (({}, torch.optim.SGD(MODEL.parameters())), "needs a torch.nn.Module or a mapping"),

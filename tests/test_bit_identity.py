@@ -82,7 +82,18 @@ def weights(loop, make, *, watch):
         (closure, lambda p: torch.optim.LBFGS(p, max_iter=4)),
         (closure, lambda p: torch.optim.SGD(p, lr=0.1)),
     ],
-    ids=["sgd", "adam", "fused", "amp-sgd", "amp-adamw", "compile-sgd", "compile-adam", "accumulate", "lbfgs", "closure"],
+    ids=[
+        "sgd",
+        "adam",
+        "fused",
+        "amp-sgd",
+        "amp-adamw",
+        "compile-sgd",
+        "compile-adam",
+        "accumulate",
+        "lbfgs",
+        "closure",
+    ],
 )
 def test_weights_with_and_without_a_watch_are_bit_identical(loop, make):
     without, with_watch = weights(loop, make, watch=False), weights(loop, make, watch=True)

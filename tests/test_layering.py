@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import gradwatch
+
 PACKAGE = Path(__file__).parents[1] / "gradwatch"
 
 LAYERS = [
@@ -59,12 +61,11 @@ def test_a_module_has_at_most_400_lines(path):
 
 
 def test_the_records_and_the_judging_side_never_load_torch():
-    code = f"import sys\n{''.join(f'import gradwatch.{name}; ' for name in WITHOUT_TORCH)}\nsys.exit('torch' in sys.modules)"
+    loads = "; ".join(f"import gradwatch.{name}" for name in WITHOUT_TORCH)
+    code = f"import sys; {loads}; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_no_module_has_the_name_of_a_public_function():
-    import gradwatch
-
     assert {path.stem for path in MODULES} & set(gradwatch.__all__) == set()

@@ -168,9 +168,13 @@ def test_with_closes_also_on_an_exception():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = hooks_of(model, optimizer)
 
-    with pytest.raises(KeyboardInterrupt), watched(model, optimizer)[0]:
-        train(model, optimizer, 2)
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with watched(model, optimizer)[0]:
+            train(model, optimizer, 2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
 
     assert hooks_of(model, optimizer) == before
 
@@ -181,7 +185,7 @@ def test_a_sink_that_fails_is_reported_once_and_the_others_go_on(caplog):
     memory = gradwatch.MemorySink()
 
     class Full(gradwatch.MemorySink):
-        def write(self, snapshot, alerts, interventions):
+        def write(self, *_records):
             raise OSError(28, "No space left on device")
 
     gradwatch.watch(model, optimizer, sinks=[Full(), memory])

@@ -308,7 +308,7 @@ def test_a_loop_that_updates_by_hand_is_driven_by_step():
         watch.observe()
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter -= 0.1 * parameter.grad
+                parameter.sub_(0.1 * parameter.grad)
         watch.step()
 
     assert_close(norms_of(memory.snapshots), expected)
@@ -405,9 +405,7 @@ def test_nothing_is_seen_while_paused():
 
 def test_an_optimizer_that_steps_inside_backward_is_seen_once_a_step():
     model = mlp()
-    optimizers = {
-        name: torch.optim.SGD([parameter], lr=0.1) for name, parameter in model.named_parameters()
-    }
+    optimizers = {name: torch.optim.SGD([parameter], lr=0.1) for name, parameter in model.named_parameters()}
     _, memory = watched(model, optimizers)
     for name, parameter in model.named_parameters():
 

@@ -86,10 +86,14 @@ def test_idle_experts_are_not_in_series():
     ("model", "inputs"),
     [
         (nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4), nn.Linear(4, 2)), torch.tensor([[1, 2]])),
-        (nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)),
-         torch.randn(2, 1, 4, 4)),
-        (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 2)),
-         torch.randn(2, 4)),
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)),
+            torch.randn(2, 1, 4, 4),
+        ),
+        (
+            nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 2)),
+            torch.randn(2, 4),
+        ),
     ],
     ids=["embedding", "convolution", "weight_norm"],
 )
@@ -157,7 +161,7 @@ def test_patterns_are_globs_lists_of_globs_or_functions():
 
     assert names(model, include="*.bias") == ["0.bias", "2.bias"]
     assert names(model, exclude=["0.*", "nothing"]) == ["2.weight", "2.bias"]
-    assert names(model, include=lambda name, parameter: parameter.dim() == 2) == ["0.weight", "2.weight"]
+    assert names(model, include=lambda _name, parameter: parameter.dim() == 2) == ["0.weight", "2.weight"]
 
 
 def test_modules_are_listed_once_each():
@@ -245,8 +249,13 @@ def test_sparse_complex_empty_and_scalar_tensors_stand_beside_each_other():
         optimizer.zero_grad()
         model(torch.tensor([1, 1, 2])).backward()
         expected = {
-            name: float(p.grad.coalesce().values().norm() if p.grad.is_sparse else torch.view_as_real(p.grad).norm()
-                        if p.grad.is_complex() else p.grad.float().norm())
+            name: float(
+                p.grad.coalesce().values().norm()
+                if p.grad.is_sparse
+                else torch.view_as_real(p.grad).norm()
+                if p.grad.is_complex()
+                else p.grad.float().norm()
+            )
             for name, p in model.named_parameters()
             if p.grad is not None
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -110,8 +111,8 @@ class Window:
         self._passed = 0
 
 
-def _queue(callback: object) -> None:
-    Variable._execution_engine.queue_callback(callback)  # type: ignore[attr-defined]  # noqa: SLF001 - as DDP does
+def _queue(callback: Callable[[], object]) -> None:
+    Variable._execution_engine.queue_callback(cast("Any", callback))  # noqa: SLF001 - as DDP does
 
 
 def _triggers(lane: Lane) -> list[nn.Parameter]:

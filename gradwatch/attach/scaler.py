@@ -24,6 +24,7 @@ class Wrapped:
         self._after = after
 
     def __call__(self, *arguments: object, **keywords: object) -> object:
+        """Call the scaler's own method first."""
         result = self._original(*arguments, **keywords)
         self._after(*arguments, **keywords)
         return result

@@ -21,6 +21,7 @@ class WeakHook:
         self._arguments = arguments
 
     def __call__(self, *arguments: object, **keywords: object) -> object:
+        """Call the owner's method, if the owner still lives."""
         owner = None if self._owner is None else self._owner()
         if owner is None:
             return None
