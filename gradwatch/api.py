@@ -17,7 +17,8 @@ from gradwatch.attach.graph import FirstOutput
 from gradwatch.attach.scaler import ScalerHooks, find_on_stack
 from gradwatch.detectors import DEFAULT_DETECTORS
 from gradwatch.errors import ConfigurationError, logger
-from gradwatch.lane import Backend, Lane
+from gradwatch.lane import Lane
+from gradwatch.measure.plan import Backend
 from gradwatch.pipeline import GradWatch
 from gradwatch.records import KINDS, Sink
 from gradwatch.sinks import ConsoleSink, JSONLSink, TensorBoardSink

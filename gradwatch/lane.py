@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +12,11 @@ from torch.optim import Optimizer
 
 from gradwatch.errors import Part
 from gradwatch.measure.clipped import look_again
-from gradwatch.measure.plan import Meter, plan
+from gradwatch.measure.plan import Backend, Meter, plan
 from gradwatch.records import Source, Tensors
 from gradwatch.table import StatTable
 from gradwatch.targets import Entry, Target
 from gradwatch.transfer import Delivery, Transfer
-
-Backend: TypeAlias = Literal["cpu", "foreach"]
 
 DENSE_STEPS = 20
 """The detail tier is measured at each of the first steps,"""

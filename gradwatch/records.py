@@ -153,6 +153,8 @@ class Snapshot:
     """‖G - mean row‖ / ‖G‖ over a sample of the gradient's rows; NaN below two dimensions or three rows."""
     weight_norm: Floats
     weight_row_spread: Floats
+    update_norm: Floats
+    """‖Δw‖, estimated from the sample: √(n/k · Σ Δw²)."""
     update_ratio: Floats
     """Update-to-weight ratio ‖Δw‖ / ‖w‖ over a fixed stratified random sample of elements."""
     lost: Floats
@@ -186,11 +188,6 @@ class Snapshot:
     def rms(self) -> Floats:
         """Root mean square: norm / √n."""
         return self.norm / np.sqrt(np.maximum(self.tensors.numel, 1))
-
-    @cached_property
-    def update_norm(self) -> Floats:
-        """‖Δw‖, estimated as `update_ratio` times `weight_norm`."""
-        return self.update_ratio * self.weight_norm
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradwatch.measure.plan import Meter
+from gradwatch.measure.plan import Meter, as_array
 from gradwatch.records import Floats
-from gradwatch.table import EVERY_STEP, StatTable
+from gradwatch.table import ROW, StatTable
 
-NORM, PEAK = EVERY_STEP.index("norm"), EVERY_STEP.index("max_abs")
+NORM, PEAK = ROW["norm"], ROW["max_abs"]
 
 # Relative difference up to which the factors of two tensors are one factor: float16 rounds to 2**-11.
 SAME_FACTOR = 2e-3
@@ -41,12 +41,12 @@ def look_again(
         return {}
     if everywhere:
         rows = _telling_rows(before, np.where(np.isnan(before), np.nan, values[PEAK]))
-        factors = _norms(meter, grads, rows) / before[rows]
+        factors = as_array(meter.norms(grads, rows)) / before[rows]
         low, high = float(factors.min()), float(factors.max())
         if high - low <= SAME_FACTOR * high:
             total = float(np.sqrt(np.nansum(before**2)))
             return {"clipped_norm": float(factors[0]) * total, "clip_low": low, "clip_high": high}
-    after = np.where(optimized, _norms(meter, grads, None), np.nan)
+    after = np.where(optimized, as_array(meter.norms(grads)), np.nan)
     factors = after / before
     return {
         "clipped_norm": float(np.sqrt(np.nansum(after**2))),
@@ -59,17 +59,12 @@ def _telling_rows(norm: Floats, peak: Floats) -> list[int]:
     return sorted({int(pick(values)) for values in (norm, peak) for pick in (np.nanargmax, np.nanargmin)})
 
 
-def _norms(meter: Meter, grads: Sequence[Tensor | None], rows: list[int] | None) -> Floats:
-    norms = meter.norms(grads, rows, divisor=None)
-    return np.asarray(norms, dtype=np.float64)
-
-
 def _on_device(
     meter: Meter, values: Tensor, grads: Sequence[Tensor | None], optimized: NDArray[np.bool_]
 ) -> dict[str, Tensor | float]:
     """Do the same without a branch: whether one factor fits all is decided on the host, when the numbers are there."""
     mask = torch.from_numpy(optimized).to(values.device, non_blocking=True)
-    after = torch.as_tensor(meter.norms(grads, None, divisor=None), device=values.device)
+    after = torch.as_tensor(meter.norms(grads))
     factors = after / values[NORM]
     usable = mask & factors.isfinite()
     return {
