@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +18,7 @@ from gradwatch.attach.scaler import ScalerHooks, find_on_stack
 from gradwatch.detectors import DEFAULT_DETECTORS
 from gradwatch.errors import ConfigurationError, logger
 from gradwatch.lane import Lane
-from gradwatch.measure.plan import Backend
+from gradwatch.measure.plan import Backend, check
 from gradwatch.pipeline import GradWatch
 from gradwatch.records import KINDS, Sink
 from gradwatch.sinks import ConsoleSink, JSONLSink, TensorBoardSink
@@ -72,14 +72,17 @@ def watch(  # noqa: PLR0913 - each is one independent choice
     _check_numbers(log_every, start_step)
     target = Target(_models(model), include, exclude)
     entries = _watched(target)
+    check((entry.parameter for entry in entries), backend)
     optimizers = _optimizers(optimizer)
     _check_scaler(scaler)
+    detectors = tuple(detectors)
+    kinds = [*KINDS, *(kind for detector in detectors for kind in getattr(detector, "kinds", ()))]
     lanes = _lanes(target, entries, optimizers, start_step, backend)
     built = GradWatch(
         lanes,
         _sinks(sinks, log_dir, log_every),
         detectors=detectors,
-        mute=_checked_mutes(mute),
+        mute=_checked_mutes(mute, kinds),
     )
     _attach(built, target, scaler)
     return built
@@ -107,7 +110,7 @@ def _attach(built: GradWatch, target: Target, scaler: GradScaler | None) -> None
         logger.warning("A GradScaler steps the watched optimizer: it was adopted. Write watch(..., scaler=scaler).")
 
     others = optimizer_hooks.OtherOptimizers()
-    others.attach(built)
+    others.attach(built, (lane.optimizer for lane in built.lanes.values()))
     for lane in built.lanes.values():
         lane.owned_elsewhere = others.owns
         if lane.optimizer is not None:
@@ -234,13 +237,13 @@ def _check_scaler(scaler: object) -> None:
         raise ConfigurationError(f"scaler must be a torch.amp.GradScaler or None, got {_describe(scaler)}")
 
 
-def _checked_mutes(mute: Iterable[object]) -> list[tuple[str, str]]:
+def _checked_mutes(mute: Iterable[object], kinds: Collection[str]) -> list[tuple[str, str]]:
     checked: list[tuple[str, str]] = []
     for entry in mute:
         if not (isinstance(entry, tuple) and len(entry) == 2):
             raise ConfigurationError(f"mute takes pairs such as ('dead', 'head.*'), got {entry!r}")
-        if entry[0] not in KINDS:
-            raise ConfigurationError(f"{entry[0]!r} is no kind of alert; mute one of {', '.join(KINDS)}")
+        if entry[0] not in kinds:
+            raise ConfigurationError(f"{entry[0]!r} is no kind of alert; mute one of {', '.join(kinds)}")
         checked.append(entry)
     return checked
 

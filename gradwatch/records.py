@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import Literal, Protocol, TypeAlias
@@ -190,12 +190,13 @@ class Snapshot:
         return self.norm / np.sqrt(np.maximum(self.tensors.numel, 1))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """What a detector says at one step: how far a reading lies beyond its threshold. Nothing said means not looked."""
 
     symptom: str
     """Name of the criterion; sums are kept per symptom."""
+    _: KW_ONLY
     kind: str
     """Alert kind it argues for."""
     value: float | Floats

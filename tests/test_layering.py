@@ -21,7 +21,7 @@ LAYERS = [
     {"measure", "detectors", "episodes", "sinks"},
     {"table", "transfer", "targets"},
     {"depth"},
-    {"records", "history", "schema", "errors"},
+    {"history", "readings", "records", "schema", "errors"},
 ]
 """From the top; a module may import what lies in its own layer or below."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradwatch.errors import ConfigurationError
 from gradwatch.measure.blocks import BLOCK, PACK, SMALL
-from gradwatch.measure.plan import SplitMeter, plan
+from gradwatch.measure.plan import SplitMeter, check, plan
 from gradwatch.measure.sample import GRID_ROWS, flat, is_dense, places
 from gradwatch.records import LOWEST_OCTAVE, GradientState
 from gradwatch.table import columns
@@ -413,4 +413,4 @@ def test_density_is_told_from_the_strides(tensor, dense):
 
 def test_an_unknown_backend_is_refused():
     with pytest.raises(ConfigurationError, match="backend must be 'cpu', 'foreach' or None, got 'gpu'"):
-        plan([torch.ones(3)], backend="gpu")
+        check([torch.ones(3)], "gpu")

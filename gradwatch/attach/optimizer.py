@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -101,18 +102,22 @@ def watched_by(optimizer: Optimizer) -> GradWatch | None:
 
 
 class OtherOptimizers:
-    """Notes which parameters are updated by optimizers that nobody gave to the watch."""
+    """Notes which parameters are updated by any optimizer: none of those is an orphan."""
 
     def __init__(self) -> None:
         self._owned: dict[int, frozenset[int]] = {}
 
-    def attach(self, watch: GradWatch) -> None:
-        """Listen to every optimizer of the process until the watch is detached."""
+    def attach(self, watch: GradWatch, optimizers: Iterable[Optimizer | None]) -> None:
+        """Begin with the watched ones; listen to every optimizer of the process until the watch is gone."""
+        for optimizer in optimizers:
+            if optimizer is not None:
+                self.note(optimizer)
         handle = register_optimizer_step_post_hook(cast("Any", WeakHook(self.note)))
         watch.on_detach(handle.remove)
+        weakref.finalize(watch, handle.remove)
 
-    def note(self, optimizer: Optimizer, _arguments: Arguments, _keywords: Keywords) -> None:
-        """Remember the parameters of an optimizer that has stepped."""
+    def note(self, optimizer: Optimizer, *_step: object) -> None:
+        """Remember the parameters of an optimizer."""
         sizes = sum(len(group["params"]) for group in optimizer.param_groups)
         if len(self._owned.get(id(optimizer), ())) != sizes:
             self._owned[id(optimizer)] = frozenset(id(p) for group in optimizer.param_groups for p in group["params"])

@@ -1,1 +1,5 @@
-"""."""
+"""One file an alert kind; each turns a Snapshot and the past into Evidence."""
+
+from gradwatch.detectors.build import DEFAULT_DETECTORS, build
+
+__all__ = ["DEFAULT_DETECTORS", "build"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -36,19 +36,23 @@ class Meter(Protocol):
         """Write what the update did to them into the table."""
 
 
-def plan(params: Sequence[Tensor], *, backend: Backend | None = None) -> Meter:
-    """Return the meter for these parameters: NumPy on the CPU, pure torch elsewhere, or what `backend` says.
+def check(params: Iterable[Tensor], backend: object) -> None:
+    """Refuse a backend that there is not, or that cannot measure where the parameters are.
 
     Raises:
-        ConfigurationError: there is no such backend, or it cannot measure on the parameters' device.
+        ConfigurationError: says what to write instead.
     """
     if backend not in (None, "cpu", "foreach"):
         raise ConfigurationError(f"backend must be 'cpu', 'foreach' or None, got {backend!r}")
+    if backend == "cpu" and any(param.device.type != "cpu" for param in params):
+        raise ConfigurationError("backend='cpu' measures parameters on the CPU only; leave backend out")
+
+
+def plan(params: Sequence[Tensor], *, backend: Backend | None = None) -> Meter:
+    """Return the meter for these parameters: NumPy on the CPU, pure torch elsewhere, or what `backend` says."""
     by_device: dict[torch.device, list[int]] = {}
     for index, param in enumerate(params):
         by_device.setdefault(param.device, []).append(index)
-    if backend == "cpu" and any(device.type != "cpu" for device in by_device):
-        raise ConfigurationError("backend='cpu' measures parameters on the CPU only; leave backend out")
     if len(by_device) <= 1:
         return _meter(params, backend)
     return SplitMeter({tuple(at): _meter([params[i] for i in at], backend) for at in by_device.values()})

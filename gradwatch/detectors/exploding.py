@@ -1,0 +1,133 @@
+"""Updates, weights, gradients or losses far beyond what the run had in health."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradwatch.history import History
+from gradwatch.readings import floor_of, live_weights, log10, lower_median, relative_update, worst_first
+from gradwatch.records import Evidence, Floats, Snapshot
+
+UPDATE_CEILING = 0.35
+"""An update of a third of the weights, in the median weight. Healthy runs reach 0.20, sick ones begin at 0.9."""
+GROWTH_CEILING = 0.6
+"""Decades by which the median weight grows in ten steps; 0.35 in health."""
+LEVEL_CEILING = 1.5
+"""Decades above the largest level of the run's own past; 0.66 in health."""
+PROFILE_CEILING = 2.0
+"""Decades by which the gradient grows from the loss to the input; 1.3 in health."""
+
+
+def exploding(snapshot: Snapshot, history: History, /) -> Iterator[Evidence]:
+    """Compare with the weights, with the other layers and with the run's own past; nothing here has a scale."""
+    if snapshot.bad.any():
+        return
+    if not snapshot.skipped:
+        yield from _update(snapshot)
+        yield from _growth(snapshot, history)
+        yield from _level(snapshot, history)
+        yield from _profile(snapshot, history)
+    yield from _loss(snapshot, history)
+
+
+def _update(snapshot: Snapshot) -> Iterator[Evidence]:
+    update = relative_update(snapshot)
+    rows = np.flatnonzero(snapshot.tensors.is_weight & np.isfinite(update))
+    if not snapshot.detail or not rows.size or not any(snapshot.learning_rates or (1.0,)):
+        return
+    reading = lower_median(update[rows])
+    yield Evidence(
+        "update_large",
+        kind="exploding",
+        value=(log10(reading) - log10(UPDATE_CEILING)) / 0.3,
+        reading=reading,
+        threshold=UPDATE_CEILING,
+        tensors=worst_first(snapshot.tensors, update, rows),
+        message=f"One update changes the weights by {reading:.3g} times their own size, in the median layer.",
+        severity="critical" if reading > 1 else "warning",
+    )
+
+
+def _growth(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
+    before = history.weights_before(snapshot.step, 10)
+    if not snapshot.detail or before is None or before[0] == snapshot.step:
+        return
+    step, norms = before
+    growth = np.log10(np.maximum(snapshot.weight_norm, 1e-300) / np.maximum(norms, floor_of(snapshot.tensors, 0.015)))
+    growth *= min(1.0, 10 / (snapshot.step - step))
+    rows = _measured(snapshot, growth)
+    if not rows.size:
+        return
+    reading = float(np.median(growth[rows]))
+    value = (reading - GROWTH_CEILING) / 0.2
+    # A rate that is too high at the start, and that the net survives.
+    falling = history.loss_is_falling
+    yield Evidence(
+        "growth",
+        kind="exploding",
+        value=min(-0.5, value) if falling else value,
+        reading=reading,
+        threshold=GROWTH_CEILING,
+        tensors=worst_first(snapshot.tensors, growth, rows),
+        message=f"The weights have grown {10**reading:.3g} times in ten steps, in the median layer.",
+    )
+
+
+def _measured(snapshot: Snapshot, values: Floats) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.flatnonzero(snapshot.tensors.is_weight & np.isfinite(values))
+
+
+def _level(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
+    if not snapshot.global_norm or not history.norm_reference:
+        return
+    reading = log10(snapshot.global_norm / history.norm_reference)
+    rows = np.flatnonzero(snapshot.tensors.optimized & np.isfinite(snapshot.norm))
+    yield Evidence(
+        "gradient_level",
+        kind="exploding",
+        value=(reading - LEVEL_CEILING) / 0.5,
+        reading=reading,
+        threshold=LEVEL_CEILING,
+        tensors=worst_first(snapshot.tensors, snapshot.norm, rows),
+        message=(
+            f"The gradient norm is {snapshot.global_norm:.3g}, {10**reading:.3g} times the largest level "
+            f"that this run had before ({history.norm_reference:.3g})."
+        ),
+    )
+
+
+def _profile(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
+    if history.profile is None:
+        return
+    reading = history.profile.up
+    yield Evidence(
+        "profile_up",
+        kind="exploding",
+        value=(reading - PROFILE_CEILING) / 0.5,
+        reading=reading,
+        threshold=PROFILE_CEILING,
+        tensors=worst_first(snapshot.tensors, snapshot.rms, np.flatnonzero(live_weights(snapshot))),
+        message=f"The gradient grows by {reading:.1f} decades from the last layers to the first.",
+    )
+
+
+def _loss(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
+    """Judge the median of three losses against three times everything before, and against the noise."""
+    if snapshot.loss is None or len(history.losses) < 6:
+        return
+    first = abs(float(np.median(history.first_losses[:5])))
+    earlier = float(np.quantile(history.all_losses.values[:-3] or [first], 0.9))
+    recent = np.array(history.losses[-20:])
+    noise = 20 * 1.4826 * float(np.median(np.abs(recent - np.median(recent)))) if len(history.losses) > 20 else 0.0
+    ceiling = max(3 * first, 3 * earlier, noise, 1e-12)
+    rise = (float(np.median(history.losses[-3:])) - float(np.median(history.first_losses[:5]))) / ceiling
+    yield Evidence(
+        "loss_up",
+        kind="exploding",
+        value=2 * float(np.log2(max(rise, 1e-3))) + 0.5,
+        reading=rise,
+        threshold=1.0,
+        message=f"The loss has risen to {history.losses[-1]:.4g}; it began at {history.first_losses[0]:.4g}.",
+    )

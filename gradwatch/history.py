@@ -1,0 +1,295 @@
+"""The bounded past of one optimizer: the only place that remembers earlier steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from gradwatch.readings import Profile, profile
+from gradwatch.records import Evidence, Floats, GradientState, Snapshot
+
+RECENT = 40
+KNOWN_AFTER = 30
+"""Losses from which on it is known whether the network learns."""
+WEIGHT_STEPS = 32
+"""Detail steps whose weight norms are kept: growth is read over ten steps, dense at the start."""
+
+
+@dataclass(slots=True)
+class Thinned:
+    """At most `limit` values, evenly spread over a run of any length."""
+
+    limit: int = 256
+    values: list[float] = field(default_factory=list)
+    _stride: int = 1
+    _seen: int = 0
+
+    def append(self, value: float) -> None:
+        """Take every so-manieth value; halve what is kept when it is full."""
+        if self._seen % self._stride == 0:
+            self.values.append(value)
+            if len(self.values) > self.limit:
+                self.values = self.values[::2]
+                self._stride *= 2
+        self._seen += 1
+
+    def halfway(self) -> float | None:
+        """Return the value of the step that is now half of the run ago."""
+        return self.values[len(self.values) // 2] if len(self.values) > 2 else None
+
+    def state(self) -> list[object]:
+        """Return what `restore` takes."""
+        return [list(self.values), self._stride, self._seen]
+
+    def restore(self, state: list[Any]) -> None:
+        """Go on from what `state` returned."""
+        self.values, self._stride, self._seen = list(state[0]), int(state[1]), int(state[2])
+
+
+@dataclass(slots=True, eq=False)
+class Runs:
+    """How long a condition has held for each tensor, now and at most so far: critics and experts have their rhythm."""
+
+    current: Floats
+    longest: Floats
+
+    def update(self, holds: np.ndarray[Any, np.dtype[np.bool_]], ended: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+        """Count one step; a run that ended enters the record, one that merely pauses does not."""
+        self.longest = np.where(ended, np.maximum(self.longest, self.current), self.longest)
+        self.current = np.where(holds, self.current + 1, 0)
+
+    def unusual(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """True where the run is more than twice the longest one before it."""
+        beyond: np.ndarray[Any, np.dtype[np.bool_]] = self.current > 2 * self.longest
+        return beyond
+
+
+class History:
+    """What detectors may know of the past. `update` comes before the detectors: the current step is included."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        """Judged steps, skipped ones included."""
+        self.first_losses: list[float] = []
+        self.losses: list[float] = []
+        """The newest `RECENT` finite losses, oldest first."""
+        self.all_losses = Thinned()
+        self.losses_seen = 0
+        self.largest_loss = 0.0
+        self.norms: list[float] = []
+        """The newest `RECENT` global norms of finite gradients."""
+        self.norm_reference = 0.0
+        """Largest running median of ten global norms, three steps behind: the run's own level in health."""
+        self.profile: Profile | None = None
+        """The profile over depth at this step, with the weight norms of the last detail step."""
+        self.attenuation = Thinned()
+        self.rates: list[float] = []
+        """Largest learning rate of this step and of the one before."""
+        self.peak_rate = 0.0
+        self.rate_dropped = False
+        """The rate once fell by a factor of fifty in one step: a fault, where a slow fall is annealing."""
+        self.overflows = 0
+        """Steps in a row that a gradient scaler has skipped."""
+        self.weight_norms: list[tuple[int, Floats]] = []
+        self.weight_norm: Floats = np.empty(0)
+        self.zero = Runs(np.empty(0), np.empty(0))
+        self.missing = Runs(np.empty(0), np.empty(0))
+        self.ever_had_gradient = np.empty(0, dtype=bool)
+        self._names: tuple[str, ...] = ()
+
+    # -- taking a step in ----------------------------------------------------------------------------------------
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Take in one step."""
+        self.steps += 1
+        self._align(snapshot)
+        self._take_loss(snapshot)
+        self._take_states(snapshot)
+        overflowed = snapshot.skipped and snapshot.loss_scale is not None and bool(snapshot.bad.any())
+        self.overflows = self.overflows + 1 if overflowed else 0
+        self.profile = None
+        if snapshot.skipped:
+            return
+        self._take_rate(snapshot)
+        self._take_weights(snapshot)
+        if not snapshot.bad.any():
+            self._take_norm(snapshot)
+            self.profile = profile(snapshot, self.weight_norm)
+            if self.profile is not None:
+                self.attenuation.append(self.profile.down)
+
+    def _take_loss(self, snapshot: Snapshot) -> None:
+        loss = snapshot.loss
+        if loss is None or not np.isfinite(loss):
+            return
+        if len(self.first_losses) < 10:
+            self.first_losses.append(loss)
+        self.losses = [*self.losses[-RECENT + 1 :], loss]
+        self.all_losses.append(abs(loss))
+        self.losses_seen += 1
+        self.largest_loss = max(self.largest_loss, abs(loss))
+
+    def _take_states(self, snapshot: Snapshot) -> None:
+        missing = snapshot.state == GradientState.MISSING
+        zero = snapshot.state == GradientState.ZERO
+        value = snapshot.state == GradientState.VALUE
+        self.missing.update(missing, ended=~missing)
+        self.zero.update(zero, ended=value)
+        self.ever_had_gradient |= value
+
+    def _take_rate(self, snapshot: Snapshot) -> None:
+        if not snapshot.learning_rates:
+            return
+        rate = max(snapshot.learning_rates)
+        if self.rates and 0 < rate < 0.02 * self.rates[-1]:
+            self.rate_dropped = True
+        self.rates = [*self.rates[-1:], rate]
+        self.peak_rate = max(self.peak_rate, rate)
+
+    def _take_weights(self, snapshot: Snapshot) -> None:
+        if snapshot.detail:
+            known = np.isfinite(snapshot.weight_norm)
+            self.weight_norm = np.where(known, snapshot.weight_norm, self.weight_norm)
+            self.weight_norms = [*self.weight_norms[-WEIGHT_STEPS + 1 :], (snapshot.step, self.weight_norm)]
+
+    def _take_norm(self, snapshot: Snapshot) -> None:
+        if snapshot.global_norm is None:
+            return
+        self.norms = [*self.norms[-RECENT + 1 :], snapshot.global_norm]
+        past = [norm for norm in self.norms[-13:-3] if norm > 0]
+        if len(past) >= 5:
+            self.norm_reference = max(self.norm_reference, float(np.median(past)))
+
+    # -- what it tells -------------------------------------------------------------------------------------------
+
+    @property
+    def knows_loss(self) -> bool:
+        """Enough losses were logged to tell whether the network learns."""
+        return self.losses_seen >= KNOWN_AFTER
+
+    @property
+    def is_learning(self) -> bool:
+        """The loss has fallen by more than the noise of two medians explains, and by more than 2 %."""
+        if not self.knows_loss:
+            return False
+        first, last = float(np.median(self.first_losses)), np.array(self.losses[-20:])
+        now = float(np.median(last))
+        deviation = 1.4826 * float(np.median(np.abs(last - now)))
+        noise = 3 * 1.25 * deviation * np.sqrt(1 / 10 + 1 / 20)
+        return first - now > max(0.02 * abs(first), float(noise))
+
+    @property
+    def is_stuck(self) -> bool:
+        """It is known that the network does not learn."""
+        return self.knows_loss and not self.is_learning
+
+    @property
+    def has_no_signal(self) -> bool:
+        """The loss is nearly zero beside its largest value: a gradient of zero then means that all is done."""
+        return bool(self.losses) and abs(self.losses[-1]) <= 1e-3 * (self.largest_loss or 1.0)
+
+    @property
+    def loss_is_falling(self) -> bool:
+        """The last three losses lie clearly below the three before them, and below the first."""
+        if len(self.losses) < 6:
+            return False
+        now = float(np.median(self.losses[-3:]))
+        return now < 0.9 * float(np.median(self.losses[-6:-3])) and now < 0.9 * self.first_losses[0]
+
+    @property
+    def schedule_is_quiet(self) -> bool:
+        """The learning rate is zero, rising, or has come down slowly below a tenth: small updates are meant."""
+        if not self.rates:
+            return False
+        rising = len(self.rates) > 1 and self.rates[-1] > 1.0001 * self.rates[-2]
+        annealed = self.rates[-1] < 0.1 * self.peak_rate and not self.rate_dropped
+        return self.rates[-1] == 0 or rising or annealed
+
+    @property
+    def is_transient(self) -> bool:
+        """Attenuation over depth has shrunk since half of the run ago, as after a zero initialisation or a warm-up."""
+        if self.profile is None:
+            return False
+        before = self.attenuation.halfway()
+        return before is not None and before > 2.25 and self.profile.down < before - 0.25
+
+    def weights_before(self, step: int, distance: int) -> tuple[int, Floats] | None:
+        """Return step and weight norms of the newest detail step at least `distance` ago, else of the oldest."""
+        if not self.weight_norms:
+            return None
+        old = [entry for entry in self.weight_norms if entry[0] <= step - distance]
+        return old[-1] if old else self.weight_norms[0]
+
+    # -- surviving a restart -------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, object]:
+        """Return everything, tensors by name."""
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        arrays = {
+            "zero": self.zero.current,
+            "longest_zero": self.zero.longest,
+            "missing": self.missing.current,
+            "longest_missing": self.missing.longest,
+            "ever_had_gradient": self.ever_had_gradient,
+            "weight_norm": self.weight_norm,
+        }
+        return {
+            **plain,
+            "all_losses": self.all_losses.state(),
+            "attenuation": self.attenuation.state(),
+            "names": list(self._names),
+            "arrays": arrays,
+            "weight_norms": [[step, norms] for step, norms in self.weight_norms],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        for name in _PLAIN:
+            setattr(self, name, state[name])
+        self.all_losses.restore(state["all_losses"])
+        self.attenuation.restore(state["attenuation"])
+        arrays = state["arrays"]
+        self._names = tuple(state["names"])
+        self.zero = Runs(arrays["zero"], arrays["longest_zero"])
+        self.missing = Runs(arrays["missing"], arrays["longest_missing"])
+        self.ever_had_gradient = arrays["ever_had_gradient"]
+        self.weight_norm = arrays["weight_norm"]
+        self.weight_norms = [(int(step), norms) for step, norms in state["weight_norms"]]
+
+    def _align(self, snapshot: Snapshot) -> None:
+        """Bring what is kept for each tensor into the order of this step; tensors that are new begin empty."""
+        if snapshot.names == self._names:
+            return
+        before = {name: row for row, name in enumerate(self._names)}
+        rows = np.array([before.get(name, -1) for name in snapshot.names], dtype=np.int64)
+
+        def moved(values: Floats, fill: float) -> Floats:
+            return np.append(values, fill)[rows]  # -1 takes the fill
+
+        self.zero = Runs(moved(self.zero.current, 0), moved(self.zero.longest, 0))
+        self.missing = Runs(moved(self.missing.current, 0), moved(self.missing.longest, 0))
+        self.ever_had_gradient = moved(self.ever_had_gradient, 0).astype(bool)
+        self.weight_norm = moved(self.weight_norm, np.nan)
+        self.weight_norms = [(step, moved(norms, np.nan)) for step, norms in self.weight_norms]
+        self._names = snapshot.names
+
+
+_PLAIN = (
+    "steps",
+    "first_losses",
+    "losses",
+    "losses_seen",
+    "largest_loss",
+    "norms",
+    "norm_reference",
+    "rates",
+    "peak_rate",
+    "rate_dropped",
+    "overflows",
+)
+
+Detector: TypeAlias = Callable[[Snapshot, History], Iterable[Evidence]]
+"""Reads one Snapshot and the past, yields Evidence; nothing yielded means not looked."""
