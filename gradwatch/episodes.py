@@ -26,6 +26,8 @@ ARMED = 5
 """Steps for which the detail tier stays dense after evidence was seen."""
 QUIET = 10
 """Observations at zero after which an alert is resolved."""
+REMEMBERED = 8
+"""Resolved alerts that can still explain what they left behind."""
 
 ORDER: tuple[str, ...] = (
     "nonfinite",
@@ -119,6 +121,8 @@ class Episodes:
     mute: tuple[tuple[str, str], ...] = ()
     _sums: dict[str, EvidenceSum] = field(default_factory=dict, init=False)
     _open: dict[str, Alert] = field(default_factory=dict, init=False)
+    _over: list[Alert] = field(default_factory=list, init=False)
+    """The alerts resolved last: what began while they were open is their consequence."""
     _armed_until: int = field(default=-1, init=False)
     _step: int = field(default=-1, init=False)
 
@@ -150,6 +154,7 @@ class Episodes:
         return {
             "sums": {name: [s.total, s.first_step, s.reached, s.zero_for] for name, s in self._sums.items()},
             "open": {name: asdict(alert) for name, alert in self._open.items()},
+            "over": [asdict(alert) for alert in self._over],
             "armed_until": self._armed_until,
             "step": self._step,
         }
@@ -161,6 +166,7 @@ class Episodes:
             for name, (total, first, reached, zero) in state["sums"].items()
         }
         self._open = {name: _alert(record) for name, record in state["open"].items()}
+        self._over = [_alert(record) for record in state["over"]]
         self._armed_until, self._step = int(state["armed_until"]), int(state["step"])
 
     def _is_due(self, symptom: str, step: int) -> bool:
@@ -189,7 +195,7 @@ class Episodes:
 
     def _opened(self, symptom: str, snapshot: Snapshot) -> list[Alert]:
         alert = self._make(symptom, snapshot, "opened")
-        if any(_explains(earlier, alert) for earlier in self._open.values()):
+        if any(_explains(earlier, alert) for earlier in (*self._open.values(), *self._over)):
             return []
         self._open[symptom] = alert
         return [alert]
@@ -208,8 +214,10 @@ class Episodes:
         return changed
 
     def _resolved(self, snapshot: Snapshot) -> list[Alert]:
-        over = [symptom for symptom in self._open if self._sums[symptom].zero_for >= QUIET]
-        return [replace(self._open.pop(symptom), resolved=snapshot.step, change="resolved") for symptom in over]
+        quiet = [symptom for symptom in self._open if self._sums[symptom].zero_for >= QUIET]
+        over = [replace(self._open.pop(symptom), resolved=snapshot.step, change="resolved") for symptom in quiet]
+        self._over = [*self._over, *over][-REMEMBERED:]
+        return over
 
     def _make(
         self, symptom: str, snapshot: Snapshot, change: Change, *, opened: int = -1, first_step: int = -1
@@ -269,6 +277,8 @@ def _explains(earlier: Alert, later: Alert) -> bool:
     """Whether a new finding is a consequence of an open alert; what is only `info` explains nothing worse."""
     if earlier.severity == "info" and later.severity != "info":
         return False
+    if earlier.resolved is not None and (later.first_step > earlier.resolved or earlier.kind != "exploding"):
+        return False  # over, and not its debris
     if earlier.kind in (later.kind, "exploding"):
         return True
     if earlier.kind in STARVED:

@@ -1,0 +1,168 @@
+"""Real runs: silence on healthy ones whatever is odd about them, one alert of the right kind on sick ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import runs
+import torch
+from builders import snapshot, tensors
+from loops import watched
+from runs import ORDINARY, SICK, TRAPS
+
+from gradwatch.detectors import DEFAULT_DETECTORS
+from gradwatch.detectors.dead import dead
+from gradwatch.detectors.nonfinite import PATIENCE, nonfinite
+from gradwatch.history import History
+
+
+def loud_alerts(build, *, with_loss=True, backend=None):
+    torch.manual_seed(0)
+    run = build()
+    watch, _ = watched(run.models, run.optimizers, backend=backend)
+    for index in range(run.steps):
+        run.step(index, watch.log_loss if with_loss else lambda *_, **__: None)
+    assert not any(lane.part.failed for lane in watch.lanes.values())
+    watch.close()
+    return [alert for alert in watch.alerts if alert.severity != "info"]
+
+
+def name_of(build):
+    return build.__name__
+
+
+@pytest.mark.parametrize("with_loss", [True, False], ids=["loss", "no_loss"])
+@pytest.mark.parametrize("build", [*TRAPS, *ORDINARY], ids=name_of)
+def test_a_healthy_run_is_silent(build, with_loss):
+    assert loud_alerts(build, with_loss=with_loss) == []
+
+
+@pytest.mark.parametrize("build", TRAPS[:6], ids=name_of)
+def test_a_healthy_run_is_silent_when_measured_in_pure_torch(build):
+    assert loud_alerts(build, backend="foreach") == []
+
+
+@pytest.mark.parametrize("backend", ["cpu", "foreach"])
+@pytest.mark.parametrize(("build", "kind"), SICK.items(), ids=map(name_of, SICK))
+def test_a_sick_run_raises_one_alert_of_the_right_kind(build, kind, backend):
+    alerts = loud_alerts(build, backend=backend)
+
+    assert [alert.kind for alert in alerts] == [kind]
+    assert alerts[0].message
+
+
+@pytest.mark.parametrize(("build", "kind"), SICK.items(), ids=map(name_of, SICK))
+def test_without_a_loss_it_never_raises_one_of_another_kind(build, kind):
+    assert {alert.kind for alert in loud_alerts(build, with_loss=False)} <= {kind}
+
+
+@pytest.mark.parametrize(
+    ("build", "layers"),
+    [
+        (runs.backbone_not_in_the_optimizer, {"0", "2"}),
+        (runs.dead_units, {"0", "2", "4", "6"}),  # what lies behind the wall sees inputs of zero
+    ],
+)
+def test_the_alert_names_the_layers(build, layers):
+    (alert,) = loud_alerts(build)
+
+    assert set(alert.layers) == layers
+
+
+def overflowing(step, scale):
+    return snapshot(
+        step,
+        skipped=True,
+        loss_scale=scale,
+        nonfinite=np.array([0, 0, 1.0, 1.0]),
+        norm=np.array([1, 1, np.nan, np.nan]),
+    )
+
+
+def test_a_scaler_that_searches_its_scale_is_no_alert():
+    history = History()
+    for step in range(15):
+        history.update(overflowing(step, 2.0 ** (16 - step)))
+        evidence = list(nonfinite(overflowing(step, 2.0 ** (16 - step)), history))
+
+        assert {item.severity for item in evidence if item.value > 0} == {"info"}
+
+
+@pytest.mark.parametrize("scale", [lambda step: 0.5, lambda step: 65536.0])
+def test_an_overflow_that_persists_is_one(scale):
+    history = History()
+    for step in range(PATIENCE):
+        history.update(overflowing(step, scale(step)))
+    (evidence,) = list(nonfinite(overflowing(PATIENCE, scale(PATIENCE)), history))
+
+    assert (evidence.severity, evidence.immediate) == ("critical", True)
+    assert evidence.tensors == ("block1.layer3.weight", "block1.layer2.weight")
+
+
+def test_an_infinite_loss_with_finite_gradients_is_an_alert():
+    (evidence,) = list(nonfinite(snapshot(loss=float("inf")), History()))
+
+    assert evidence.immediate
+    assert "The loss is inf" in evidence.message
+
+
+def test_a_zero_gradient_below_the_reach_of_float32_is_vanishing_and_not_death():
+    history = History()
+    faded = snapshot(norm=np.array([0.0, 0.0, 1e-36, 1.0]), state=np.array([1, 1, 2, 2], dtype=np.int8))
+    history.update(faded)
+
+    (zero,) = [item for item in dead(faded, history) if item.symptom == "zero"]
+
+    assert zero.value < 0
+
+
+def test_zero_gradients_without_a_loss_count_little_in_a_run_that_never_had_one():
+    history = History()
+    nothing = snapshot(norm=np.zeros(4), state=np.ones(4, dtype=np.int8))
+    history.update(nothing)
+
+    (zero,) = [item for item in dead(nothing, history) if item.symptom == "zero"]
+
+    assert zero.value == 0.15
+    assert zero.severity == "critical"
+
+
+def test_steps_without_any_gradient_become_an_alert_only_if_it_lasts():
+    history = History()
+    none = snapshot(norm=np.full(4, np.nan), state=np.zeros(4, dtype=np.int8), skipped=True, global_norm=None)
+    values = []
+    for _ in range(4):
+        history.update(none)
+        values += [item.value for item in dead(none, history) if item.symptom == "nothing_arrives"]
+
+    assert values == [-2.0, -2.0, 1.2, 1.2]
+
+
+def test_one_tensor_without_a_gradient_is_for_the_record():
+    history = History()
+    for _ in range(4):
+        unused = snapshot(norm=np.array([1, np.nan, 1, 1]), state=np.array([2, 0, 2, 2], dtype=np.int8))
+        history.update(unused)
+
+    missing = [item for item in dead(unused, history) if item.symptom == "missing"]
+
+    assert [item.severity for item in missing] == ["info"]
+    np.testing.assert_array_equal(missing[0].value, [-2, 1.2, -2, -2])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_loss_multiplied_by_a_constant_changes_no_reading(scale):
+    def readings(factor):
+        history, found = History(), []
+        for step in range(30):
+            generator = np.random.default_rng(step)
+            norm = factor * generator.random(8)
+            made = snapshot(step, of=tensors(8), norm=norm, loss=factor * float(generator.random()))
+            history.update(made)
+            for detector in DEFAULT_DETECTORS:
+                found += [
+                    item.value for item in detector(made, history) if item.symptom not in ("decay", "update_small")
+                ]
+        return found
+
+    np.testing.assert_allclose(np.hstack(readings(scale)), np.hstack(readings(1.0)), atol=1e-9)
