@@ -16,7 +16,6 @@ from gradwatch.transfer import Delivery
 def assemble(lane: str, delivery: Delivery[StepNote], *, several_lanes: bool = False) -> Snapshot:
     """Return the frozen record of one step."""
     note, scalars, columns = delivery.note, delivery.scalars, dict(delivery.columns)
-    histogram = columns.pop("histogram", None)
     state = columns.pop("state").astype(np.int8)
     total = _global_norm(note.tensors, state, columns["norm"])
     return Snapshot(
@@ -36,7 +35,7 @@ def assemble(lane: str, delivery: Delivery[StepNote], *, several_lanes: bool = F
         clip_coefficient=_coefficient(scalars),
         state=state,
         std=_std(note.tensors, columns),
-        histogram=histogram,
+        histogram=delivery.histogram,
         **columns,
     )
 

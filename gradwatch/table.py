@@ -48,16 +48,16 @@ def rows(*, detail: bool) -> int:
     return HISTOGRAM.stop if detail else len(EVERY_STEP)
 
 
-def columns(values: Floats, missing: tuple[int, ...] = ()) -> dict[str, Floats | None]:
-    """Name the rows of a table that has arrived on the host; what was not measured is NaN, a missing histogram None."""
-    detail = values.shape[0] > len(EVERY_STEP)
-    nothing = np.full(values.shape[1], np.nan)
+def columns(values: Floats, missing: tuple[int, ...] = ()) -> tuple[dict[str, Floats], Floats | None]:
+    """Name the rows of a table that has arrived on the host, and return its histogram [tensors, 64] if it has one.
+
+    What was not measured is NaN.
+    """
     if missing:
-        columns_missing = list(missing)
-        values[:, columns_missing] = np.nan
-        values[ROW["state"], columns_missing] = GradientState.MISSING
-    named: dict[str, Floats | None] = {
-        name: values[row] if row < values.shape[0] else nothing for name, row in ROW.items()
-    }
-    named["histogram"] = np.ascontiguousarray(values[HISTOGRAM].T) if detail else None
-    return named
+        absent = list(missing)
+        values[:, absent] = np.nan
+        values[ROW["state"], absent] = GradientState.MISSING
+    nothing = np.full(values.shape[1], np.nan)
+    named = {name: values[row] if row < values.shape[0] else nothing for name, row in ROW.items()}
+    detail = values.shape[0] > len(EVERY_STEP)
+    return named, np.ascontiguousarray(values[HISTOGRAM].T) if detail else None

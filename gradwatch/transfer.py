@@ -24,7 +24,8 @@ SPARES = 8
 class Delivery(Generic[Note]):
     """One step's numbers on the host, with the note that was sent along."""
 
-    columns: dict[str, Floats | None]
+    columns: dict[str, Floats]
+    histogram: Floats | None
     scalars: dict[str, float]
     note: Note
 
@@ -61,9 +62,13 @@ class Transfer(Generic[Note]):
         values = table.values
         if isinstance(values, np.ndarray):
             host = {name: _to_float(scalar) for name, scalar in scalars.items()}
-            self._ready.append(Delivery(columns(values, table.missing), host, note))
+            self._ready.append(Delivery(*columns(values, table.missing), host, note))
             return
-        on_device = {name: scalar for name, scalar in scalars.items() if _is_on(scalar, values.device)}
+        on_device = {
+            name: scalar
+            for name, scalar in scalars.items()
+            if isinstance(scalar, Tensor) and scalar.device == values.device
+        }
         host = {name: _to_float(scalar) for name, scalar in scalars.items() if name not in on_device}
         flat = torch.cat([values.reshape(-1), *(scalar.reshape(1).to(values.dtype) for scalar in on_device.values())])
         shape = (int(values.shape[0]), int(values.shape[1]))
@@ -90,7 +95,7 @@ class Transfer(Generic[Note]):
         values = numbers[:size].reshape(parcel.shape)
         scalars = dict(zip(parcel.names, map(float, numbers[size:]), strict=True))
         self._spare.append(parcel.buffer)
-        self._ready.append(Delivery(columns(values, parcel.missing), scalars | parcel.host_scalars, parcel.note))
+        self._ready.append(Delivery(*columns(values, parcel.missing), scalars | parcel.host_scalars, parcel.note))
 
     def _copy(self, flat: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         if flat.is_cuda:  # needs another device
@@ -118,10 +123,6 @@ class Transfer(Generic[Note]):
                 return self._spare.pop(index)
         del self._spare[:-SPARES]
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=pinned)
-
-
-def _is_on(scalar: Tensor | float, device: torch.device) -> bool:
-    return isinstance(scalar, Tensor) and scalar.device == device
 
 
 def _to_float(scalar: Tensor | float) -> float:

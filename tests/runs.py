@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from sklearn.datasets import load_digits
@@ -34,7 +35,7 @@ def chosen(step: int, size: int = 64) -> tuple[Tensor, Tensor]:
 
 def layers(*widths: int, activation: type[nn.Module] = nn.ReLU, init: Callable[[nn.Linear], object] | None = None):
     made: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         linear = nn.Linear(before, after)
         if init is not None:
             init(linear)

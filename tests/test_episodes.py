@@ -8,7 +8,7 @@ from builders import snapshot, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwatch.episodes import CEILING, HOLD, OPENS, QUIET, Episodes, EvidenceSum
+from gradwatch.episodes import CEILING, HOLD, QUIET, Episodes, EvidenceSum
 from gradwatch.records import Evidence
 
 values = st.floats(-10, 10, allow_nan=False)

@@ -46,9 +46,14 @@ def host(values: np.ndarray | Tensor) -> np.ndarray:
     return values.numpy() if isinstance(values, Tensor) else values
 
 
+def named(table) -> dict[str, np.ndarray]:
+    by_name, histogram = columns(host(table.values), table.missing)
+    return by_name if histogram is None else {**by_name, "histogram": histogram}
+
+
 def measured(backend, params, grads, *, detail=True, divisor=None):
     table = plan(params, backend=backend).measure(grads, divisor=divisor, detail=detail)
-    return columns(host(table.values), table.missing)
+    return named(table)
 
 
 @st.composite
@@ -253,7 +258,7 @@ def updated(backend, params, grads, change, *, steps=1):
         meter.sample_before()
         change()
         meter.sample_after(table)
-    return columns(host(table.values), table.missing)
+    return named(table)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -327,7 +332,7 @@ def test_weights_that_move_between_our_steps_have_moved(backend):
         inside.add_(1)
         meter.sample_after(table)
         between.add_(1)
-        seen.append(columns(host(table.values))["moved"])
+        seen.append(named(table)["moved"])
 
     np.testing.assert_array_equal(seen[0], [np.nan, 1, np.nan])
     np.testing.assert_array_equal(seen[1], [0, 1, 1])
@@ -380,7 +385,7 @@ def test_parts_on_several_devices_are_put_together_in_the_order_of_the_parameter
         table = meter.measure(grads, detail=True)
         meter.sample_before()
         meter.sample_after(table)
-        tables.append(columns(host(table.values), table.missing))
+        tables.append(named(table))
 
     for name in ("state", "norm", "max_abs", "mean", "weight_norm", "update_norm", "histogram"):
         np.testing.assert_allclose(tables[1][name], tables[0][name], rtol=1e-5, atol=1e-7, err_msg=name)

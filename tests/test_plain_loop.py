@@ -132,7 +132,8 @@ def test_a_closure_is_observed_after_its_first_evaluation_and_its_value_is_retur
         return loss
 
     for _ in range(3):
-        returned.append(optimizer.step(closure) if positional else optimizer.step(closure=closure))
+        loss = optimizer.step(closure) if positional else optimizer.step(closure=closure)
+        returned.append(loss)
 
     assert_close(norms_of(memory.snapshots), expected)
     assert all(isinstance(loss, torch.Tensor) for loss in returned)

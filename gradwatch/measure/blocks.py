@@ -191,7 +191,9 @@ def _reduce_pack_carefully(
     np.multiply(scaled, scaled, out=scaled)
     found.norm[rows] = np.ldexp(np.sqrt(np.add.reduceat(scaled, first)), exponents)
     found.peak[rows] = peak
-    for position in np.flatnonzero(found.nonfinite[rows]):  # their sums hold the NaN or infinity: take them again
+    for position in np.flatnonzero(
+        found.nonfinite[rows]
+    ).tolist():  # their sums hold the NaN or infinity: take them again
         index = pack.members[position]
         if found.total[index] or np.isnan(found.total[index]):
             found.total[index] = _carefully(flat(members[position]).to(torch.float32).numpy()).total

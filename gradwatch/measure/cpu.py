@@ -179,7 +179,8 @@ class CpuSample:
     def _offsets(self, first: int, last: int) -> NDArray[np.int64]:
         """Where each tensor of a chunk begins; `reduceat` wants them below the end, also those of empty tensors."""
         begins = self._ends[first:last] - self._sizes[first:last] - self._start(first)
-        return np.minimum(begins, max(int(self._ends[last - 1]) - self._start(first) - 1, 0))
+        within: NDArray[np.int64] = np.minimum(begins, max(int(self._ends[last - 1]) - self._start(first) - 1, 0))
+        return within
 
 
 def _chunks(sizes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:

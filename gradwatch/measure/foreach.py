@@ -75,14 +75,17 @@ class ForeachMeter:
 
     def _norms(self, tensors: Sequence[Tensor]) -> Tensor:
         filled = [tensor if tensor.numel() else self._hole for tensor in tensors]
-        return torch.stack(torch._foreach_norm(filled, 2, dtype=self._dtype))  # noqa: SLF001 - as clip_grad_norm_ does
+        norms = torch._foreach_norm(filled, 2, dtype=self._dtype)  # noqa: SLF001 - as clip_grad_norm_ does
+        stacked: Tensor = torch.stack(list(norms))
+        return stacked
 
     def _peak(self, grad: Tensor | None) -> Tensor:
         """Largest |g|; NaN or infinite beside a non-finite element."""
         if grad is None or grad.numel() == 0 or (grad.layout != torch.strided and grad._nnz() == 0):  # noqa: SLF001
             return self._zero
         stored = grad.detach() if grad.layout == torch.strided else real(grad)
-        return torch.linalg.vector_norm(stored, torch.inf).to(self._dtype)
+        peak: Tensor = torch.linalg.vector_norm(stored, torch.inf)
+        return peak.to(self._dtype)
 
     def _stack(self, scalars: Sequence[Tensor]) -> Tensor:
         return torch.stack([scalar.to(self._dtype) for scalar in scalars])
@@ -182,11 +185,13 @@ def _pieces(elements: Tensor) -> Sequence[Tensor]:
 
 def _zero_norm(piece: Tensor, dtype: torch.dtype) -> Tensor:
     magnitudes = piece.abs() if piece.is_complex() else piece
-    return torch.linalg.vector_norm(magnitudes, 0, dtype=dtype)
+    number: Tensor = torch.linalg.vector_norm(magnitudes, 0, dtype=dtype)
+    return number
 
 
 def _spread(grid: Tensor, dtype: torch.dtype) -> Tensor:
     """‖rows - mean row‖ / ‖rows‖: 0 where all rows are equal, NaN where there is nothing to compare."""
     table = grid.view(GRID_ROWS, GRID_COLUMNS).to(dtype)
     table = table / table.abs().amax()
-    return torch.linalg.vector_norm(table - table.mean(0)) / torch.linalg.vector_norm(table)
+    spread: Tensor = torch.linalg.vector_norm(table - table.mean(0)) / torch.linalg.vector_norm(table)
+    return spread

@@ -15,7 +15,8 @@ class Cadence:
     log_every: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.log_every, int) or self.log_every < 1:
+        given: object = self.log_every
+        if not isinstance(given, int) or given < 1:
             raise ConfigurationError(f"log_every must be a whole number of at least 1, got {self.log_every!r}")
 
     def is_due(self, snapshot: Snapshot, *, times: int = 1) -> bool:

@@ -106,10 +106,11 @@ def accelerate(writer: Any) -> bool:  # noqa: ANN401 - tensorboard has no types
     asynchronous = getattr(writer, "_async_writer", None)
     worker = getattr(asynchronous, "_worker", None)
     stock = getattr(asynchronous, "_writer", None)
-    if type(stock) is not record_writer.RecordWriter or getattr(worker, "_record_writer", None) is not stock:
+    known = type(stock) is record_writer.RecordWriter and getattr(worker, "_record_writer", None) is stock
+    if asynchronous is None or worker is None or stock is None or not known:
         return False
     fast = FastRecordWriter(stock._writer)  # noqa: SLF001 - the same open file
-    asynchronous._writer = worker._record_writer = fast  # type: ignore[union-attr]  # noqa: SLF001
+    asynchronous._writer = worker._record_writer = fast  # noqa: SLF001
     return True
 
 
