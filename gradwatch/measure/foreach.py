@@ -29,7 +29,7 @@ class ForeachMeter:
         self._dtype = torch.float32 if device.type == "mps" else torch.float64
         self._options = {"device": device, "dtype": self._dtype}
         self._hole = torch.zeros(1, device=device)
-        self._zero = torch.zeros((), **self._options)  # type: ignore[call-overload]
+        self._zero: Tensor = torch.zeros((), **self._options)  # type: ignore[call-overload]
         self._numel = torch.tensor([max(p.numel(), 1) for p in params], dtype=self._dtype).to(device)
         self._empty = torch.tensor([p.numel() == 0 for p in params], dtype=self._dtype).to(device)
         self._sample = ForeachSample(self._params, self._dtype)

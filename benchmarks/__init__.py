@@ -1,0 +1,1 @@
+"""What measuring costs, as ratios within one run."""
