@@ -84,6 +84,8 @@ class Transformer(nn.Module):
     def __init__(self, words: int = 50257, width: int = 768, depth: int = 12, length: int = 1024) -> None:
         super().__init__()
         self.words, self.places = nn.Embedding(words, width), nn.Embedding(length, width)
+        nn.init.normal_(self.words.weight, std=0.02)
+        nn.init.normal_(self.places.weight, std=0.02)
         layer = nn.TransformerEncoderLayer(
             width, 12, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )

@@ -130,7 +130,6 @@ class Lane:
 
     # -- the four acts -------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def observe(self, source: Source, *, divisor: Tensor | None = None, loss_scale: Tensor | None = None) -> Pending:
         """Measure the gradients as they are now; `divisor` is what they are still multiplied by."""
         detail = self.detail_due()
@@ -152,7 +151,6 @@ class Lane:
         self.pending = pending
         return pending
 
-    @torch.no_grad()
     def before_update(self) -> None:
         """Look again if somebody changed the gradients since they were observed, and remember the weights."""
         pending = self.pending
@@ -169,7 +167,6 @@ class Lane:
         self._sample_weights(pending)
         pending.sealed = True
 
-    @torch.no_grad()
     def commit(self, *, found_inf: Tensor | None = None) -> None:
         """The update was made; `found_inf` is the flag by which a fused optimizer may have vetoed it on the device."""
         pending = self.pending

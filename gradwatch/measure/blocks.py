@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,8 @@ BLOCK = 131_072
 
 # Between these the squares of a block neither underflow nor, added up, overflow in float32. NaN fails the test too.
 FLOOR, CEILING = 1e-12, 1e15
+
+dot, add, maximum, minimum = np.dot, np.add.reduce, np.maximum.reduce, np.minimum.reduce
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +46,7 @@ class _Pack:
     """Small tensors that `torch.cat` joins without a reshape: the same shape behind the first dimension."""
 
     members: list[int]
+    shapes: tuple[torch.Size, ...]
     positions: NDArray[np.int64]
     first: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -62,51 +67,52 @@ class Blocks:
         self._packs = list(_packs(tensors, small))
         self._large = sorted(set(range(self._count)) - set(small))
         self._scratch = torch.empty(BLOCK, dtype=torch.float32)
+        self._flags = np.empty(BLOCK, dtype=bool)
 
     def reduce(self, tensors: Sequence[Tensor | None], *, sums: bool) -> Reduced:
-        """Reduce each tensor once; `None` counts as empty. Max comes first: it finds what needs the careful way."""
+        """Reduce each tensor once; `None` counts as empty."""
         found = Reduced(*(np.zeros(self._count) for _ in range(5)))
         for pack in self._packs:
-            members = [tensors[index] for index in pack.members]
-            if any(member is None or member.layout != torch.strided for member in members):
-                for index in pack.members:
-                    self._one(found, index, tensors[index], sums=sums)
-            else:
-                _reduce_pack(found, pack, members, sums=sums)  # type: ignore[arg-type]
+            _reduce_pack(found, pack, _joined(pack, tensors), sums=sums)
         for index in self._large:
-            self._one(found, index, tensors[index], sums=sums)
+            tensor = tensors[index]
+            if tensor is not None:
+                self._reduce_large(found, index, flat(real(tensor)), sums=sums)
         return found
 
-    def _one(self, found: Reduced, index: int, tensor: Tensor | None, *, sums: bool) -> None:
-        if tensor is None:
-            return
+    def _reduce_large(self, found: Reduced, index: int, elements: Tensor, *, sums: bool) -> None:
+        """Reduce one tensor block by block, each reduction of a block behind the other.
+
+        The largest magnitude tells whether the squares could be trusted: it finds NaN, infinities and all that leaves
+        float32's range, so that the common case needs no other check.
+        """
         squares = peak = total = 0.0
         bad = zeros = 0
-        for block in self._blocks(flat(real(tensor))):
-            high = max(float(np.maximum.reduce(block)), -float(np.minimum.reduce(block)))
-            if FLOOR < high < CEILING and block.dtype == np.float32:
-                squares += float(np.dot(block, block))
-                if sums:
-                    total += float(np.add.reduce(block))
-                    zeros += block.size - int(np.count_nonzero(block))
-            elif high == 0:
-                zeros += block.size
-            else:
+        for block in self._blocks(elements):
+            square, high, low = dot(block, block), maximum(block), -minimum(block)
+            high = max(high, low)  # NaN is in both
+            if FLOOR < high < CEILING:
+                squares += float(square)
+                total += float(add(block)) if sums else 0.0
+            elif high != 0:
                 careful = _carefully(block)
-                squares, high = squares + careful.squares, careful.peak
-                bad, total, zeros = bad + careful.nonfinite, total + careful.total, zeros + careful.zeros
-            peak = max(peak, high)
+                squares, bad, total = squares + careful.squares, bad + careful.nonfinite, total + careful.total
+                high = careful.peak
+            if sums:
+                zeros += int(np.count_nonzero(np.equal(block, 0, out=self._flags[: block.size])))
+            if high > peak:
+                peak = float(high)
         found.norm[index], found.peak[index], found.nonfinite[index] = squares**0.5, peak, bad
         found.total[index], found.zeros[index] = total, zeros
 
     def _blocks(self, elements: Tensor) -> Iterator[NDArray[np.float32 | np.float64]]:
         """Yield the elements block by block, half precision through the scratch memory."""
-        wide = elements.dtype in (torch.float32, torch.float64)
-        values = elements.numpy() if wide else None
-        for start in range(0, elements.numel(), BLOCK):
-            if values is not None:
+        if elements.dtype in (torch.float32, torch.float64):
+            values = elements.numpy()
+            for start in range(0, values.size, BLOCK):
                 yield values[start : start + BLOCK]
-                continue
+            return
+        for start in range(0, elements.numel(), BLOCK):
             piece = elements[start : start + BLOCK]
             yield self._scratch[: len(piece)].copy_(piece).numpy()
 
@@ -117,23 +123,22 @@ class _Careful:
     peak: float
     nonfinite: int
     total: float
-    zeros: int
 
 
 def _carefully(block: NDArray[np.float32 | np.float64]) -> _Careful:
-    """Reduce a block whose squares leave float32's range, or with NaN or infinities: scaled, in float64."""
-    finite = np.isfinite(block)
-    values = np.where(finite, block, 0).astype(np.float64)
-    peak = float(np.abs(values).max(initial=0.0))
-    exponent = int(np.frexp(peak)[1])
-    scaled = np.ldexp(values, -exponent)
-    return _Careful(
-        squares=float(np.ldexp(np.dot(scaled, scaled), 2 * exponent)),
-        peak=peak,
-        nonfinite=int(block.size - np.count_nonzero(finite)),
-        total=float(values.sum()),
-        zeros=int(block.size - np.count_nonzero(block)),
-    )
+    """Reduce a block with NaN or infinities, or whose squares leave float32's range: scaled by a power of two."""
+    bad = 0
+    high = max(maximum(block), -minimum(block))
+    if not np.isfinite(high):
+        finite = np.isfinite(block)
+        bad = block.size - int(np.count_nonzero(finite))
+        block = np.where(finite, block, 0)
+        high = max(maximum(block), -minimum(block))
+    # Beyond 100 the factor itself would leave float32's range; there the squares are safe already.
+    exponent = max(-100, min(100, int(np.frexp(high)[1])))
+    scaled = block * block.dtype.type(2.0**-exponent)
+    squares = math.ldexp(float(dot(scaled, scaled)), 2 * exponent)
+    return _Careful(squares, float(high), bad, float(add(block, dtype=np.float64)))
 
 
 def _packs(tensors: Sequence[Tensor], small: Sequence[int]) -> Iterator[_Pack]:
@@ -156,17 +161,36 @@ def _packs(tensors: Sequence[Tensor], small: Sequence[int]) -> Iterator[_Pack]:
 def _pack(tensors: Sequence[Tensor], members: list[int]) -> _Pack:
     lengths = np.array([tensors[index].numel() for index in members], dtype=np.int64)
     first = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    return _Pack(members, np.array(members, dtype=np.int64), first, lengths, scalars=tensors[members[0]].dim() == 0)
+    shapes = tuple(tensors[index].shape for index in members)
+    return _Pack(members, shapes, np.array(members, dtype=np.int64), first, lengths, scalars=not shapes[0])
 
 
-def _reduce_pack(found: Reduced, pack: _Pack, members: Sequence[Tensor], *, sums: bool) -> None:
-    joined = torch.stack(list(members)) if pack.scalars else torch.cat(list(members))
-    values = joined.detach().reshape(-1).to(torch.float32).numpy()  # ours: it may be overwritten
+def _joined(pack: _Pack, tensors: Sequence[Tensor | None]) -> NDArray[np.float32]:
+    """Copy the members one behind the other; the copy may be overwritten."""
+    join = torch.stack if pack.scalars else torch.cat
+    members: list[Any] = [tensors[index] for index in pack.members]
+    try:
+        joined = join(members)
+    except (TypeError, RuntimeError):  # an absent or a sparse gradient; looking for them first would cost every step
+        joined = join([_filled(member, shape) for member, shape in zip(members, pack.shapes, strict=True)])
+    if joined.layout != torch.strided:
+        joined = joined.to_dense()
+    values: NDArray[np.float32] = joined.detach().reshape(-1).to(torch.float32).numpy()
+    return values
+
+
+def _filled(member: Tensor | None, shape: torch.Size) -> Tensor:
+    if member is None:
+        return torch.zeros(()).expand(shape)
+    return member if member.layout == torch.strided else member.to_dense()
+
+
+def _reduce_pack(found: Reduced, pack: _Pack, values: NDArray[np.float32], *, sums: bool) -> None:
     rows, first = pack.positions, pack.first
     if sums:
         found.zeros[rows] = np.add.reduceat(values == 0, first, dtype=np.int64)
-        with np.errstate(invalid="ignore"):
-            found.total[rows] = np.add.reduceat(values, first, dtype=np.float64)
+        finite = np.isfinite(values)
+        found.total[rows] = np.add.reduceat(np.where(finite, values, 0), first, dtype=np.float64)
     np.abs(values, out=values)
     peak = np.maximum.reduceat(values, first)
     if bool((((peak > FLOOR) & (peak < CEILING)) | (peak == 0)).all()):
@@ -174,12 +198,10 @@ def _reduce_pack(found: Reduced, pack: _Pack, members: Sequence[Tensor], *, sums
         found.norm[rows] = np.sqrt(np.add.reduceat(values, first))
         found.peak[rows] = peak
     else:
-        _reduce_pack_carefully(found, pack, members, values)
+        _reduce_pack_carefully(found, pack, values)
 
 
-def _reduce_pack_carefully(
-    found: Reduced, pack: _Pack, members: Sequence[Tensor], magnitudes: NDArray[np.float32]
-) -> None:
+def _reduce_pack_carefully(found: Reduced, pack: _Pack, magnitudes: NDArray[np.float32]) -> None:
     """Do the same in float64, each tensor scaled by a power of two of its own."""
     rows, first = pack.positions, pack.first
     finite = np.isfinite(magnitudes)
@@ -191,9 +213,3 @@ def _reduce_pack_carefully(
     np.multiply(scaled, scaled, out=scaled)
     found.norm[rows] = np.ldexp(np.sqrt(np.add.reduceat(scaled, first)), exponents)
     found.peak[rows] = peak
-    for position in np.flatnonzero(
-        found.nonfinite[rows]
-    ).tolist():  # their sums hold the NaN or infinity: take them again
-        index = pack.members[position]
-        if found.total[index] or np.isnan(found.total[index]):
-            found.total[index] = _carefully(flat(members[position]).to(torch.float32).numpy()).total

@@ -34,6 +34,7 @@ class ForeachMeter:
         self._empty = torch.tensor([p.numel() == 0 for p in params], dtype=self._dtype).to(device)
         self._sample = ForeachSample(self._params, self._dtype)
 
+    @torch.no_grad()
     def measure(
         self, grads: Sequence[Tensor | None], *, divisor: Tensor | float | None = None, detail: bool
     ) -> StatTable:
@@ -58,16 +59,19 @@ class ForeachMeter:
                 values[ROW[name]] /= divisor
         return StatTable(values, missing)
 
+    @torch.no_grad()
     def norms(self, grads: Sequence[Tensor | None], positions: Sequence[int] | None = None) -> Tensor:
         """Return the norm of some gradients, or of all; NaN for a missing one."""
         chosen = range(len(grads)) if positions is None else positions
         nan = self._hole / 0
         return self._norms([nan if (grad := grads[index]) is None else real(grad) for index in chosen])
 
+    @torch.no_grad()
     def sample_before(self) -> None:
         """Remember the sampled weights, right before the update."""
         self._sample.remember()
 
+    @torch.no_grad()
     def sample_after(self, table: StatTable) -> None:
         """Compare them with the weights right after it."""
         if isinstance(table.values, Tensor):

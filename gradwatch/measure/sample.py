@@ -86,7 +86,6 @@ def flat(tensor: Tensor) -> Tensor:
 
 def real(tensor: Tensor) -> Tensor:
     """Return the stored values of a gradient as real numbers: those of a sparse one, complex ones as pairs."""
-    tensor = tensor.detach()
     if tensor.layout != torch.strided:
-        tensor = tensor.coalesce().values()
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+        tensor = tensor.detach().coalesce().values()
+    return torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor
