@@ -1,4 +1,4 @@
-"""A deep network of sigmoids: each layer takes three quarters of the gradient, and the first ones learn nothing."""
+"""A deep network of sigmoids: each takes most of the gradient away, and the first layers learn nothing."""
 
 from __future__ import annotations
 

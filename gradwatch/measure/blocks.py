@@ -19,7 +19,7 @@ SMALL = 8_192
 """Tensors of at most so many elements are joined before they are read,"""
 PACK = 65_536
 """into packs of at most so many."""
-BLOCK = 131_072
+BLOCK = 65_536
 """Larger ones are read in blocks of so many elements, which stay in the second-level cache for all reductions."""
 
 # Between these the squares of a block neither underflow nor, added up, overflow in float32. NaN fails the test too.
@@ -69,6 +69,7 @@ class Blocks:
         self._scratch = torch.empty(BLOCK, dtype=torch.float32)
         self._flags = np.empty(BLOCK, dtype=bool)
 
+    @np.errstate(all="ignore")
     def reduce(self, tensors: Sequence[Tensor | None], *, sums: bool) -> Reduced:
         """Reduce each tensor once; `None` counts as empty."""
         found = Reduced(*(np.zeros(self._count) for _ in range(5)))
@@ -77,10 +78,10 @@ class Blocks:
         for index in self._large:
             tensor = tensors[index]
             if tensor is not None:
-                self._reduce_large(found, index, flat(real(tensor)), sums=sums)
+                self._reduce_large(found, index, tensor, sums=sums)
         return found
 
-    def _reduce_large(self, found: Reduced, index: int, elements: Tensor, *, sums: bool) -> None:
+    def _reduce_large(self, found: Reduced, index: int, tensor: Tensor, *, sums: bool) -> None:
         """Reduce one tensor block by block, each reduction of a block behind the other.
 
         The largest magnitude tells whether the squares could be trusted: it finds NaN, infinities and all that leaves
@@ -88,7 +89,7 @@ class Blocks:
         """
         squares = peak = total = 0.0
         bad = zeros = 0
-        for block in self._blocks(elements):
+        for block in self._blocks(tensor):
             square, high, low = dot(block, block), maximum(block), -minimum(block)
             high = max(high, low)  # NaN is in both
             if FLOOR < high < CEILING:
@@ -105,16 +106,25 @@ class Blocks:
         found.norm[index], found.peak[index], found.nonfinite[index] = squares**0.5, peak, bad
         found.total[index], found.zeros[index] = total, zeros
 
-    def _blocks(self, elements: Tensor) -> Iterator[NDArray[np.float32 | np.float64]]:
+    def _blocks(self, tensor: Tensor) -> Iterator[NDArray[np.float32 | np.float64]]:
         """Yield the elements block by block, half precision through the scratch memory."""
-        if elements.dtype in (torch.float32, torch.float64):
-            values = elements.numpy()
+        values = _array(tensor)
+        if values is not None:
             for start in range(0, values.size, BLOCK):
                 yield values[start : start + BLOCK]
             return
+        elements = flat(real(tensor))
         for start in range(0, elements.numel(), BLOCK):
             piece = elements[start : start + BLOCK]
             yield self._scratch[: len(piece)].copy_(piece).numpy()
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32 | np.float64] | None:
+    """Return the elements as an array of one dimension that shares their memory; None for half precision."""
+    if tensor.dtype is torch.float32 and tensor.is_contiguous() and not tensor.requires_grad:
+        return tensor.numpy().reshape(-1)  # the common case, half as dear as the general one
+    elements = flat(real(tensor))
+    return elements.numpy() if elements.dtype in (torch.float32, torch.float64) else None
 
 
 @dataclass(frozen=True, slots=True)

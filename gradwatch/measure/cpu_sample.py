@@ -15,7 +15,7 @@ from gradwatch.measure.sample import GRID_COLUMNS, GRID_ROWS, Places, flat, plac
 from gradwatch.records import LOWEST_OCTAVE, OCTAVES, Floats
 from gradwatch.table import HISTOGRAM, ROW
 
-ELEMENTS, GRIDS = 32_768, 64
+ELEMENTS, GRIDS = 16_384, 32
 """A chunk ends with so many elements or grids: temporary memory does not grow with the number of tensors."""
 
 Values = NDArray[np.float32] | NDArray[np.float64]
