@@ -68,7 +68,16 @@ def statistic_tag(identity: str, statistic: str) -> str:
 
 def scalar_tag(snapshot: Snapshot, name: str) -> str:
     """Return the tag of one number of a step; several optimizers have a level of their own."""
-    return f"gradwatch/{snapshot.optimizer}/{name}" if snapshot.several_lanes else f"gradwatch/{name}"
+    return f"gradwatch/{_level(snapshot)}{name}"
+
+
+def block_tag(snapshot: Snapshot, block: str) -> str:
+    """Return the tag of one block's norm: a group of its own, or it would push the others off the first page."""
+    return f"gradwatch_log10_block_norm/{_level(snapshot)}{block}"
+
+
+def _level(snapshot: Snapshot) -> str:
+    return f"{snapshot.optimizer}/" if snapshot.several_lanes else ""
 
 
 def snapshot_object(snapshot: Snapshot, identity: str) -> dict[str, object]:

@@ -22,6 +22,7 @@ from gradwatch.errors import Part, contain
 
 
 def hooks_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[int]:
+    gc.collect()  # watches of earlier tests take their hooks with them
     return [
         *(len(p._post_accumulate_grad_hooks or ()) for p in model.parameters()),
         *(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules()),

@@ -91,6 +91,9 @@ class TensorBoardSink:
         for name, value in self._numbers(snapshot):
             if value is not None and math.isfinite(value):
                 yield Summary.Value(tag=schema.scalar_tag(snapshot, name), simple_value=value)
+        for block, norm in block_norms(snapshot).items():
+            if norm > 0:
+                yield Summary.Value(tag=schema.block_tag(snapshot, block), simple_value=math.log10(norm))
 
     def _numbers(self, snapshot: Snapshot) -> Iterator[tuple[str, float | None]]:
         total = snapshot.global_norm
@@ -112,8 +115,6 @@ class TensorBoardSink:
             yield "update_ratio_median", float(np.median(ratios))
             yield "update_ratio_min", float(ratios.min())
             yield "update_ratio_max", float(ratios.max())
-        for block, norm in block_norms(snapshot).items():
-            yield f"block_norm/{block}", norm
 
     def _statistics(self, snapshot: Snapshot) -> Iterator[Summary.Value]:
         text = schema.schema_json(snapshot.tensors)
