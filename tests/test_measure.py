@@ -158,11 +158,12 @@ def test_the_layout_of_a_gradient_does_not_matter(backend, layout, size):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_sparse_gradient_counts_its_rows_once(backend):
+@pytest.mark.parametrize("width", [6, 6000])
+def test_a_sparse_gradient_counts_its_rows_once(backend, width):
     index = torch.tensor([[1, 1, 4]])
-    grad = torch.sparse_coo_tensor(index, torch.randn(3, 6), (10, 6))
+    grad = torch.sparse_coo_tensor(index, torch.randn(3, width), (10, width))
 
-    seen = measured(backend, [torch.ones(10, 6)], [grad])
+    seen = measured(backend, [torch.ones(10, width)], [grad])
 
     values = wide(grad.to_dense())
     assert seen["norm"][0] == pytest.approx(np.linalg.norm(values), rel=1e-5)

@@ -422,3 +422,65 @@ def test_an_optimizer_that_steps_inside_backward_is_seen_once_a_step():
     counts = {name: sum(s.optimizer == name for s in memory.snapshots) for name in optimizers}
     assert set(counts.values()) == {3}
     assert all(s.global_norm is not None and s.global_norm > 0 for s in memory.snapshots)
+
+
+def test_two_optimizers_over_shared_parameters_each_see_them():
+    model = mlp()
+    both = {
+        "all": torch.optim.SGD(model.parameters(), lr=0.1),
+        "head": torch.optim.SGD(model[-1].parameters(), lr=0.1),
+    }
+    _, memory = watched(model, both)
+
+    backward(model)
+    norms = [true_norm(model.parameters()), true_norm(model[-1].parameters())]
+    for optimizer in both.values():
+        optimizer.step()
+
+    assert_close(norms_of(memory.snapshots), norms)
+
+
+def test_a_graph_that_is_walked_twice_is_one_step():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    _, memory = watched(model, optimizer)
+
+    inputs, labels = batch()
+    loss = nn.functional.cross_entropy(model(inputs), labels)
+    loss.backward(retain_graph=True)
+    loss.backward()
+    expected = true_norm(model.parameters())
+    optimizer.step()
+
+    (snapshot,) = memory.snapshots
+    assert_close([snapshot.global_norm], [expected])
+
+
+def test_a_closure_that_clips_shows_the_norm_before_it():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    _, memory = watched(model, optimizer)
+    expected = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = backward(model)
+        expected.append(true_norm(model.parameters()))
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        return loss
+
+    optimizer.step(closure)
+
+    assert_close(norms_of(memory.snapshots), expected)
+    assert memory.snapshots[0].clipped_norm == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_a_step_that_nobody_observed_is_measured_by_step_itself():
+    model = mlp()
+    watch, memory = watched(model, None)
+    with watch.paused():
+        backward(model)
+
+    watch.step()
+
+    assert_close(norms_of(memory.snapshots), [true_norm(model.parameters())])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,14 +106,15 @@ class Blocks:
         found.norm[index], found.peak[index], found.nonfinite[index] = squares**0.5, peak, bad
         found.total[index], found.zeros[index] = total, zeros
 
-    def _blocks(self, tensor: Tensor) -> Iterator[NDArray[np.float32 | np.float64]]:
-        """Yield the elements block by block, half precision through the scratch memory."""
+    def _blocks(self, tensor: Tensor) -> Iterable[NDArray[np.float32 | np.float64]]:
+        """Cut a tensor into blocks."""
         values = _array(tensor)
-        if values is not None:
-            for start in range(0, values.size, BLOCK):
-                yield values[start : start + BLOCK]
-            return
-        elements = flat(real(tensor))
+        if values is None:
+            return self._widened(flat(real(tensor)))
+        return [values[start : start + BLOCK] for start in range(0, values.size, BLOCK)]
+
+    def _widened(self, elements: Tensor) -> Iterator[NDArray[np.float32]]:
+        """Yield half precision block by block through the scratch memory."""
         for start in range(0, elements.numel(), BLOCK):
             piece = elements[start : start + BLOCK]
             yield self._scratch[: len(piece)].copy_(piece).numpy()

@@ -21,6 +21,7 @@ class CpuMeter:
     def __init__(self, params: Sequence[Tensor]) -> None:
         self._params = list(params)
         self._numel = np.array([param.numel() for param in params], dtype=np.int64)
+        self._complex = [index for index, param in enumerate(params) if param.is_complex()]
         self._blocks = Blocks(params)
         self._sample = CpuSample(self._params)
 
@@ -29,7 +30,7 @@ class CpuMeter:
         self, grads: Sequence[Tensor | None], *, divisor: Tensor | float | None = None, detail: bool
     ) -> StatTable:
         """Fill the table of one step."""
-        missing = tuple(index for index, grad in enumerate(grads) if grad is None)
+        missing = tuple([index for index, grad in enumerate(grads) if grad is None])
         found = self._blocks.reduce(grads, sums=detail)
         values = np.full((rows(detail=detail), len(grads)), np.nan)
         scale = 1.0 if divisor is None else float(divisor)
@@ -69,12 +70,12 @@ class CpuMeter:
 
     def _magnitudes(self, peak: Floats, norm: Floats, grads: Sequence[Tensor | None]) -> Floats:
         """|g| of a complex element, which is not the larger of its parts."""
-        complex_ones = [i for i, param in enumerate(self._params) if param.is_complex() and grads[i] is not None]
-        for index in complex_ones:
+        for index in self._complex:
             grad = grads[index]
-            magnitudes = flat(grad).abs() if grad is not None and grad.numel() else torch.zeros(1)
-            finite = torch.where(magnitudes.isfinite(), magnitudes, 0.0)
-            peak[index] = min(float(finite.amax()), norm[index])
+            if grad is not None and grad.numel():
+                magnitudes = flat(grad).abs()
+                finite = torch.where(magnitudes.isfinite(), magnitudes, 0.0)
+                peak[index] = min(float(finite.amax()), norm[index])
         return peak
 
     def _zero_fraction(self, zeros: Floats, grads: Sequence[Tensor | None]) -> Floats:
