@@ -22,6 +22,8 @@ DENSE_STEPS = 20
 """The detail tier is measured at each of the first steps,"""
 DETAIL_EVERY = 10
 """later at every tenth, and whenever evidence is open."""
+SCAN_EVERY = 100
+"""The models are searched for new parameters at every tenth of the first hundred steps, later at every hundredth."""
 
 _versions = attrgetter("_version")
 
@@ -121,7 +123,7 @@ class Lane:
     _tensors: Tensors = field(init=False)
     _meter: Meter = field(init=False)
     _frozen: list[nn.Parameter] = field(default_factory=list, init=False)
-    _group_sizes: list[int] = field(default_factory=list, init=False)
+    _planned_for: list[tuple[int, ...]] = field(default_factory=list, init=False)
     _planned: bool = field(default=False, init=False)
     _on_cuda: bool = field(default=False, init=False)
 
@@ -133,7 +135,7 @@ class Lane:
     def observe(self, source: Source, *, divisor: Tensor | None = None, loss_scale: Tensor | None = None) -> Pending:
         """Measure the gradients as they are now; `divisor` is what they are still multiplied by."""
         detail = self.detail_due()
-        if self._is_stale(thorough=detail):
+        if self._is_stale(thorough=self.step % (DETAIL_EVERY if self.step < SCAN_EVERY else SCAN_EVERY) == 0):
             self._plan()
         grads = [parameter.grad for parameter in self.params]
         present = [grad for grad in grads if grad is not None]
@@ -227,21 +229,23 @@ class Lane:
 
     def _is_stale(self, *, thorough: bool) -> bool:
         """Whether the plan no longer fits: cheap signs at every step, a full scan where `thorough`."""
-        if not self._planned or self._sizes() != self._group_sizes:
+        if not self._planned or self._signature() != self._planned_for:
             return True
         if any(parameter.requires_grad for parameter in self._frozen):
             return True
         return thorough and list(map(id, self.params)) != [id(entry.parameter) for entry in self.entries()]
 
-    def _sizes(self) -> list[int]:
-        return [] if self.optimizer is None else [len(group["params"]) for group in self.optimizer.param_groups]
+    def _signature(self) -> list[tuple[int, ...]]:
+        """Number of parameters in each group, and which are the first and the last."""
+        groups = [] if self.optimizer is None else [group["params"] for group in self.optimizer.param_groups]
+        return [(len(params), *(id(param) for param in params[:1] + params[-1:])) for params in groups]
 
     def _plan(self) -> None:
         entries = self.entries()
         self._tensors = self.target.tensors(entries, self.groups())
         self.params = [entry.parameter for entry in entries]
         self._meter = plan(self.params, backend=self.backend)
-        self._group_sizes = self._sizes()
+        self._planned_for = self._signature()
         self._on_cuda = any(parameter.is_cuda for parameter in self.params)
         self._planned = True
         self.on_plan()
