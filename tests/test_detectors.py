@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import runs
 import torch
+import training_runs
 from builders import snapshot, tensors
 from loops import watched
-from runs import ORDINARY, SICK, TRAPS
+from training_runs import ORDINARY, SICK, TRAPS
 
 from gradwatch.detectors import DEFAULT_DETECTORS
 from gradwatch.detectors.dead import dead
@@ -59,8 +59,8 @@ def test_without_a_loss_it_never_raises_one_of_another_kind(build, kind):
 @pytest.mark.parametrize(
     ("build", "layers"),
     [
-        (runs.backbone_not_in_the_optimizer, {"0", "2"}),
-        (runs.dead_units, {"0", "2", "4", "6"}),  # what lies behind the wall sees inputs of zero
+        (training_runs.backbone_not_in_the_optimizer, {"0", "2"}),
+        (training_runs.dead_units, {"0", "2", "4", "6"}),  # what lies behind the wall sees inputs of zero
     ],
 )
 def test_the_alert_names_the_layers(build, layers):
