@@ -30,6 +30,8 @@ def tiny(device: torch.device) -> Workload:
 def mlp(device: torch.device) -> Workload:
     """Return 40 tensors of 5.25 million elements."""
     layers = [part for _ in range(20) for part in (nn.Linear(512, 512), nn.ReLU())]
+    for layer in layers[::2]:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     model = nn.Sequential(*layers).to(device)
     return Workload(model, lambda: model(torch.randn(256, 512, device=device)).square().mean())
 

@@ -59,7 +59,7 @@ def watch(  # noqa: PLR0913 - each is one independent choice
         detectors: functions ``(snapshot, history)`` that yield `Evidence`, or classes of such, made once an optimizer.
         mute: known alerts, as pairs of kind and glob over tensor names: they stay at severity ``"info"``.
         sinks: where to write, in place of TensorBoard, JSONL and the console.
-        log_every: TensorBoard and JSONL get every so-manieth step, and every step with news about an alert.
+        log_every: TensorBoard and JSONL get every n-th step, and each step with news of an alert.
         start_step: number of the first step.
         backend: how to measure: None chooses by device.
 

@@ -28,7 +28,7 @@ class Thinned:
     _seen: int = 0
 
     def append(self, value: float) -> None:
-        """Take every so-manieth value; halve what is kept when it is full."""
+        """Take every n-th value, n being one at first; drop every second one and double n when it is full."""
         if self._seen % self._stride == 0:
             self.values.append(value)
             if len(self.values) > self.limit:

@@ -7,7 +7,6 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
@@ -18,67 +17,14 @@ from gradwatch.assembly import assemble
 from gradwatch.detectors import build
 from gradwatch.episodes import Episodes
 from gradwatch.errors import ConfigurationError, Part, contain
-from gradwatch.history import Detector, History
+from gradwatch.judge import Judge
 from gradwatch.lane import Lane, LossMean
-from gradwatch.records import Alert, Evidence, Intervention, Sink, Snapshot
+from gradwatch.records import Alert, Intervention, Sink, Snapshot
 from gradwatch.state import from_portable, to_portable
 
 Remover: TypeAlias = Callable[[], None]
 
 STATE_VERSION = 1
-
-
-@dataclass(eq=False)
-class Judge:
-    """The host side of one lane: its past, its detectors and its open alerts."""
-
-    name: str
-    detectors: tuple[Detector, ...]
-    episodes: Episodes
-    history: History = field(default_factory=History)
-    _parts: tuple[Part, ...] = field(init=False)
-    _part: Part = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._parts = tuple(Part(f"the detector {_name_of(detector)}") for detector in self.detectors)
-        self._part = Part("judging")
-
-    def judge(self, snapshot: Snapshot) -> tuple[Alert, ...]:
-        """Return the alerts that this step changed."""
-        changed: tuple[Alert, ...] = ()
-        if not self._part.failed:
-            with contain(self._part):
-                self.history.update(snapshot)
-                changed = self.episodes.judge(snapshot, list(self._evidence(snapshot)))
-        return changed
-
-    def wants_detail(self) -> bool:
-        """Whether evidence is open."""
-        return self.episodes.wants_detail and not self._part.failed
-
-    def state(self) -> dict[str, object]:
-        """Return what must survive a restart."""
-        memories = {_name_of(detector): _memory(detector) for detector in self.detectors}
-        return {
-            "history": self.history.state(),
-            "episodes": self.episodes.state(),
-            "detectors": {name: memory for name, memory in memories.items() if memory},
-        }
-
-    def restore(self, state: Any) -> None:  # noqa: ANN401 - from a checkpoint
-        """Go on from what `state` returned."""
-        self.history.restore(state["history"])
-        self.episodes.restore(state["episodes"])
-        for detector in self.detectors:
-            memory = state["detectors"].get(_name_of(detector))
-            if memory is not None and hasattr(detector, "restore"):
-                detector.restore(memory)
-
-    def _evidence(self, snapshot: Snapshot) -> Iterator[Evidence]:
-        for detector, part in zip(self.detectors, self._parts, strict=True):
-            if not part.failed:
-                with contain(part):
-                    yield from list(detector(snapshot, self.history))
 
 
 class GradWatch:
@@ -275,14 +221,6 @@ def _step_by_hand(lane: Lane) -> None:
     if lane.pending is None:
         lane.observe("manual")
     lane.commit()
-
-
-def _name_of(detector: object) -> str:
-    return str(getattr(detector, "__name__", type(detector).__name__))
-
-
-def _memory(detector: object) -> object:
-    return detector.state() if hasattr(detector, "state") else None
 
 
 def _close(reference: weakref.ref[GradWatch]) -> None:

@@ -83,15 +83,17 @@ class Tensors:
         return {name: position for position, name in enumerate(self.names)}
 
     @cached_property
+    def is_matrix(self) -> NDArray[np.bool_]:
+        """True for optimized tensors of two or more dimensions."""
+        matrix: NDArray[np.bool_] = np.array([len(shape) >= 2 for shape in self.shapes], dtype=bool) & self.optimized
+        return matrix
+
+    @cached_property
     def is_weight(self) -> NDArray[np.bool_]:
-        """True for optimized tensors of two or more dimensions but embeddings: what the profile over depth reads."""
-        return np.array(
-            [
-                bool(optimized) and len(shape) >= 2 and not module.startswith("Embedding")
-                for optimized, shape, module in zip(self.optimized, self.shapes, self.modules, strict=True)
-            ],
-            dtype=bool,
-        )
+        """The same without embeddings, whose rows are mostly empty: what the profile over depth reads."""
+        embedding = np.array([module.startswith("Embedding") for module in self.modules], dtype=bool)
+        weight: NDArray[np.bool_] = self.is_matrix & ~embedding
+        return weight
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ LAYERS = [
     {"api"},
     {"attach"},
     {"pipeline"},
-    {"lane", "assembly", "state"},
+    {"assembly", "judge", "lane", "state"},
     {"measure", "detectors", "episodes", "sinks"},
     {"table", "transfer", "targets"},
     {"depth"},
@@ -25,7 +25,7 @@ LAYERS = [
 ]
 """From the top; a module may import what lies in its own layer or below."""
 
-WITHOUT_TORCH = ["records", "history", "errors", "schema", "detectors", "episodes"]
+WITHOUT_TORCH = ["records", "history", "errors", "schema", "detectors", "episodes", "judge"]
 
 
 def layer(module: str) -> int:

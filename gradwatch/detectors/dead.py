@@ -29,8 +29,7 @@ def dead(snapshot: Snapshot, history: History, /) -> Iterator[Evidence]:
 
 def _zero(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
     tensors = snapshot.tensors
-    matrices = np.array([len(shape) >= 2 for shape in tensors.shapes]) & tensors.optimized
-    present = matrices & (snapshot.state != GradientState.MISSING) & (tensors.numel > 0)
+    present = tensors.is_matrix & (snapshot.state != GradientState.MISSING) & (tensors.numel > 0)
     zero = present & (snapshot.state == GradientState.ZERO) & history.zero.unusual()
     wall = _wall(zero & tensors.series, zero, present)
     everything = bool(zero.any()) and not snapshot.global_norm

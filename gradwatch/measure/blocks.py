@@ -19,11 +19,14 @@ SMALL = 8_192
 """Tensors of at most so many elements are joined before they are read,"""
 PACK = 65_536
 """into packs of at most so many."""
-BLOCK = 65_536
+BLOCK = 131_072
 """Larger ones are read in blocks of so many elements, which stay in the second-level cache for all reductions."""
 
 # Between these the squares of a block neither underflow nor, added up, overflow in float32. NaN fails the test too.
 FLOOR, CEILING = 1e-12, 1e15
+
+# Sums of squares between these hold no square that was lost or cut off, whatever the elements.
+SAFE, SAFE_CEILING = 1e-18, 1e35
 
 dot, add, maximum, minimum = np.dot, np.add.reduce, np.maximum.reduce, np.minimum.reduce
 
@@ -80,6 +83,20 @@ class Blocks:
             if tensor is not None:
                 self._reduce_large(found, index, tensor, sums=sums)
         return found
+
+    @np.errstate(all="ignore")
+    def norms(self, tensors: Sequence[Tensor | None]) -> Floats:
+        """Return the norms alone, in one read: the squares themselves tell whether they can be trusted."""
+        found = Reduced(*(np.zeros(self._count) for _ in range(5)))
+        for pack in self._packs:
+            _reduce_pack(found, pack, _joined(pack, tensors), sums=False)
+        for index in self._large:
+            tensor, squares = tensors[index], 0.0
+            for block in () if tensor is None else self._blocks(tensor):
+                square = float(dot(block, block))
+                squares += square if SAFE < square < SAFE_CEILING else _carefully(block).squares
+            found.norm[index] = squares**0.5
+        return found.norm
 
     def _reduce_large(self, found: Reduced, index: int, tensor: Tensor, *, sums: bool) -> None:
         """Reduce one tensor block by block, each reduction of a block behind the other.

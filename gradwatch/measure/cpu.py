@@ -43,7 +43,7 @@ class CpuMeter:
             finite = np.maximum(self._numel - found.nonfinite, 1)
             values[ROW["mean"]] = found.total / scale / finite
             values[ROW["zero_fraction"]] = self._zero_fraction(found.zeros, grads)
-            values[ROW["weight_norm"]] = self._blocks.reduce(self._params, sums=False).norm
+            values[ROW["weight_norm"]] = self._blocks.norms(self._params)
             self._sample.look_at(grads, values, scale)
         return StatTable(values, missing)
 
@@ -54,7 +54,7 @@ class CpuMeter:
         wanted: list[Tensor | None] = [None] * len(grads)
         for index in chosen:
             wanted[index] = grads[index]
-        norm = self._blocks.reduce(wanted, sums=False).norm
+        norm = self._blocks.norms(wanted)
         return np.array([np.nan if grads[index] is None else norm[index] for index in chosen])
 
     @torch.no_grad()
