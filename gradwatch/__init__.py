@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gradwatch.detectors import DEFAULT_DETECTORS
     from gradwatch.errors import ConfigurationError
     from gradwatch.history import History
+    from gradwatch.integrations.lightning import GradWatchCallback
     from gradwatch.pipeline import GradWatch
     from gradwatch.records import Alert, Evidence, Intervention, Sink, Snapshot
     from gradwatch.sinks import ConsoleSink, JSONLSink, MemorySink, TensorBoardSink
@@ -21,6 +22,7 @@ __all__ = [
     "ConsoleSink",
     "Evidence",
     "GradWatch",
+    "GradWatchCallback",
     "History",
     "Intervention",
     "JSONLSink",
@@ -38,6 +40,7 @@ _HOME = {
     "ConsoleSink": "gradwatch.sinks",
     "Evidence": "gradwatch.records",
     "GradWatch": "gradwatch.pipeline",
+    "GradWatchCallback": "gradwatch.integrations.lightning",
     "History": "gradwatch.history",
     "Intervention": "gradwatch.records",
     "JSONLSink": "gradwatch.sinks",

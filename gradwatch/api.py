@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ from gradwatch.attach import optimizer as optimizer_hooks
 from gradwatch.attach.backward import EndOfBackward
 from gradwatch.attach.graph import FirstOutput
 from gradwatch.attach.scaler import ScalerHooks, find_on_stack
-from gradwatch.detectors import DEFAULT_DETECTORS
+from gradwatch.detectors import DEFAULT_DETECTORS, build
 from gradwatch.errors import ConfigurationError, logger
 from gradwatch.lane import Lane
 from gradwatch.measure.plan import Backend, check
@@ -70,22 +70,51 @@ def watch(  # noqa: PLR0913 - each is one independent choice
         ConfigurationError: something that cannot work was passed; says what, and what to write instead.
     """
     _check_numbers(log_every, start_step)
+    _check_scaler(scaler)
+    built, target = prepare(
+        model,
+        optimizer,
+        sinks=lambda: _sinks(sinks, log_dir, log_every),
+        include=include,
+        exclude=exclude,
+        detectors=detectors,
+        mute=mute,
+        start_step=start_step,
+        backend=backend,
+    )
+    for lane in built.lanes.values():
+        lane.log_every = log_every
+    _attach(built, target, scaler)
+    return built
+
+
+def prepare(  # noqa: PLR0913 - the arguments of `watch`
+    model: object,
+    optimizer: object,
+    *,
+    sinks: Callable[[], Iterable[Sink]] | Iterable[Sink],
+    include: Pattern = "*",
+    exclude: Pattern = (),
+    detectors: Iterable[object] = DEFAULT_DETECTORS,
+    mute: Iterable[object] = (),
+    start_step: int = 0,
+    backend: Backend | None = None,
+) -> tuple[GradWatch, Target]:
+    """Check the arguments and build a watch with nothing attached; `sinks` may be made last, when all else is right.
+
+    Raises:
+        ConfigurationError: something that cannot work was passed.
+    """
     target = Target(_models(model), include, exclude)
     entries = _watched(target)
     check((entry.parameter for entry in entries), backend)
     optimizers = _optimizers(optimizer)
-    _check_scaler(scaler)
     detectors = tuple(detectors)
+    build(detectors)  # refuses what cannot work before any file is made
     kinds = [*KINDS, *(kind for detector in detectors for kind in getattr(detector, "kinds", ()))]
     lanes = _lanes(target, entries, optimizers, start_step, backend)
-    built = GradWatch(
-        lanes,
-        _sinks(sinks, log_dir, log_every),
-        detectors=detectors,
-        mute=_checked_mutes(mute, kinds),
-    )
-    _attach(built, target, scaler)
-    return built
+    checked = _checked_mutes(mute, kinds)
+    return GradWatch(lanes, sinks() if callable(sinks) else sinks, detectors=detectors, mute=checked), target
 
 
 def _attach(built: GradWatch, target: Target, scaler: GradScaler | None) -> None:
@@ -94,10 +123,10 @@ def _attach(built: GradWatch, target: Target, scaler: GradScaler | None) -> None
         FirstOutput(built, target, key).attach()
     backward = EndOfBackward(built)
     scaled = scaler is not None and scaler.is_enabled()
-    if not scaled:
-        backward.attach()
     if scaled and scaler is not None:
         ScalerHooks(built, scaler).attach()
+    else:
+        backward.attach()
 
     def adopt_forgotten_scaler() -> None:
         found = None if scaled else find_on_stack()
@@ -109,12 +138,7 @@ def _attach(built: GradWatch, target: Target, scaler: GradScaler | None) -> None
         ScalerHooks(built, found).attach()
         logger.warning("A GradScaler steps the watched optimizer: it was adopted. Write watch(..., scaler=scaler).")
 
-    others = optimizer_hooks.OtherOptimizers()
-    others.attach(built, (lane.optimizer for lane in built.lanes.values()))
-    for lane in built.lanes.values():
-        lane.owned_elsewhere = others.owns
-        if lane.optimizer is not None:
-            optimizer_hooks.attach(built, lane, lane.optimizer, adopt_forgotten_scaler)
+    optimizer_hooks.attach_all(built, adopt_forgotten_scaler)
 
 
 def _models(model: object) -> dict[str, nn.Module]:

@@ -50,6 +50,7 @@ class Pending:
     """A step that was observed and is neither committed nor skipped yet."""
 
     step: int
+    log_step: int | None
     source: Source
     detail: bool
     table: StatTable
@@ -107,6 +108,10 @@ class Lane:
     on_end: Callable[[], object] = lambda: None
     """and when a step was committed or skipped."""
     wants_detail: Callable[[], bool] = lambda: False
+    log_every: int = DETAIL_EVERY
+    """One step in so many is logged,"""
+    log_first: int = 0
+    """this one first."""
     next_log_step: Callable[[], int | None] = lambda: None
 
     loss: LossMean = field(default_factory=LossMean)
@@ -141,6 +146,7 @@ class Lane:
         present = [grad for grad in grads if grad is not None]
         pending = Pending(
             step=self.step,
+            log_step=self.next_log_step(),
             source=source,
             detail=detail,
             table=self._meter.measure(grads, divisor=divisor, detail=detail),
@@ -188,8 +194,17 @@ class Lane:
     # -- around them ---------------------------------------------------------------------------------------------
 
     def detail_due(self) -> bool:
-        """Whether the step to come measures the detail tier."""
-        return self.step < DENSE_STEPS or self.step % DETAIL_EVERY == 0 or self.wants_detail()
+        """Whether the step to come measures the detail tier: the first ones, about every tenth, and on demand.
+
+        The steps that are logged are among them, or the curves of the detail statistics would end with the dense
+        steps: all of them, or about every tenth step where more are logged.
+        """
+        if self.step < DENSE_STEPS or self.wants_detail():
+            return True
+        aligned = self.log_every * -(-DETAIL_EVERY // self.log_every)
+        if (self.step - self.log_first) % aligned == 0:
+            return True
+        return self.log_every > DETAIL_EVERY and self.step % DETAIL_EVERY == 0
 
     def is_capturing(self) -> bool:
         """Whether a CUDA graph is being captured: nothing but kernels may happen then, and no hook runs on replay."""
@@ -261,10 +276,9 @@ class Lane:
             scalars["loss_scale"] = pending.loss_scale
         rates = [group["lr"] for group in groups]
         scalars |= {f"learning_rate/{index}": rate for index, rate in enumerate(rates) if isinstance(rate, Tensor)}
-        log_step = self.next_log_step()
         note = StepNote(
             step=pending.step,
-            log_step=pending.step if log_step is None else log_step,
+            log_step=pending.step if pending.log_step is None else pending.log_step,
             source=pending.source,
             skipped=skipped,
             detail=pending.detail,

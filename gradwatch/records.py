@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Severity: TypeAlias = Literal["info", "warning", "critical"]
 Change: TypeAlias = Literal["opened", "updated", "escalated", "resolved"]
-Source: TypeAlias = Literal["backward", "step", "closure", "unscale", "manual"]
+Source: TypeAlias = Literal["backward", "step", "closure", "unscale", "manual", "lightning"]
 Floats: TypeAlias = NDArray[np.float64]
 
 KINDS: tuple[str, ...] = (

@@ -14,6 +14,7 @@ import gradwatch
 PACKAGE = Path(__file__).parents[1] / "gradwatch"
 
 LAYERS = [
+    {"integrations"},
     {"api"},
     {"attach"},
     {"pipeline"},

@@ -484,3 +484,18 @@ def test_a_step_that_nobody_observed_is_measured_by_step_itself():
     watch.step()
 
     assert_close(norms_of(memory.snapshots), [true_norm(model.parameters())])
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 7, 10, 13, 50])
+def test_logged_steps_bring_detail_and_detail_is_about_every_tenth_step(log_every):
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    _, memory = watched(model, optimizer, log_every=log_every, detectors=[])
+
+    train(model, optimizer, 320)
+
+    detail = [s.step for s in memory.snapshots if s.detail and s.step >= 20]
+    logged = [step for step in detail if step % log_every == 0]
+    assert max(b - a for a, b in zip([20, *detail], [*detail, 320], strict=True)) <= 20
+    assert len(detail) <= 55
+    assert len(logged) >= min(300 // log_every, 15)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -22,36 +23,51 @@ Keywords: TypeAlias = dict[str, Any]
 class StepHooks:
     """Observes one optimizer's steps. It holds the watch strongly, so that a watch lives as long as its optimizer."""
 
-    def __init__(self, watch: GradWatch, lane: Lane, on_first_step: Callable[[], None]) -> None:
+    def __init__(
+        self, watch: GradWatch, lane: Lane, on_first_step: Callable[[], None] | None, *, keeps_pending: bool
+    ) -> None:
         self.watch: GradWatch | None = watch
         self._lane = lane
-        self._on_first_step: Callable[[], None] | None = on_first_step
+        self._on_first_step = on_first_step
+        self._keeps_pending = keeps_pending
         self._inside = False
 
     def before(self, optimizer: Optimizer, arguments: Arguments, keywords: Keywords) -> tuple[Any, Any] | None:
         """Observe what nobody has observed; a closure's gradients do not exist yet: observe inside it."""
+        with self._running():
+            return self._before(optimizer, arguments, keywords)
+
+    def after(self, optimizer: Optimizer, _arguments: Arguments, _keywords: Keywords) -> None:
+        """Commit: the update was made, unless ``found_inf`` vetoed it on the device."""
+        with self._running():
+            if self.watch is not None:
+                found_inf = getattr(optimizer, "found_inf", None)
+                self.watch.act(self._lane, lambda lane: _commit(lane, found_inf))
+
+    def _before(self, optimizer: Optimizer, arguments: Arguments, keywords: Keywords) -> tuple[Any, Any] | None:
         if self.watch is None:
             return None
-        self._inside = True
-        if self._on_first_step is not None:
-            self._on_first_step()
+        if (first := self._on_first_step) is not None:
             self._on_first_step = None
+            self.watch.act(self._lane, lambda _: first())
         closure = arguments[1] if len(arguments) > 1 else keywords.get("closure")
         if not callable(closure):
             self.watch.act(self._lane, lambda lane: _last_look(lane, optimizer))
             return None
-        self.watch.act(self._lane, _before_closure)
+        if not self._keeps_pending:
+            self.watch.act(self._lane, _before_closure)
         observed = self._observing(closure, optimizer)
         if len(arguments) > 1:
             return (arguments[0], observed, *arguments[2:]), keywords
         return arguments, {**keywords, "closure": observed}
 
-    def after(self, optimizer: Optimizer, _arguments: Arguments, _keywords: Keywords) -> None:
-        """Commit: the update was made, unless ``found_inf`` vetoed it on the device."""
-        if self.watch is not None:
-            found_inf = getattr(optimizer, "found_inf", None)
-            self.watch.act(self._lane, lambda lane: _commit(lane, found_inf))
-        self._inside = False
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
 
     def kill(self) -> None:
         """Do nothing from now on and let the watch go."""
@@ -59,7 +75,7 @@ class StepHooks:
 
     @property
     def is_running(self) -> bool:
-        """Whether the optimizer is between its hooks, where removing one would break its loop over them."""
+        """Whether the optimizer is in its loop over the hooks, which removing one would break."""
         return self._inside
 
     def _observing(self, closure: Callable[..., object], optimizer: Optimizer) -> Callable[..., object]:
@@ -77,9 +93,22 @@ class StepHooks:
         return observed
 
 
-def attach(watch: GradWatch, lane: Lane, optimizer: Optimizer, on_first_step: Callable[[], None]) -> None:
-    """Observe every ``optimizer.step()`` of this optimizer for `lane`."""
-    hooks = StepHooks(watch, lane, on_first_step)
+def attach_all(
+    watch: GradWatch, on_first_step: Callable[[], None] | None = None, *, keeps_pending: bool = False
+) -> None:
+    """Observe every ``optimizer.step()`` of the watched optimizers.
+
+    `keeps_pending` says that what was observed before a step with a closure belongs to that step all the same.
+    """
+    others = OtherOptimizers()
+    others.attach(watch, (lane.optimizer for lane in watch.lanes.values()))
+    for lane in watch.lanes.values():
+        lane.owned_elsewhere = others.owns
+        if lane.optimizer is not None:
+            _attach(watch, lane.optimizer, StepHooks(watch, lane, on_first_step, keeps_pending=keeps_pending))
+
+
+def _attach(watch: GradWatch, optimizer: Optimizer, hooks: StepHooks) -> None:
     before = optimizer.register_step_pre_hook(_uncompiled(hooks.before))
     after = optimizer.register_step_post_hook(_uncompiled(hooks.after))
 

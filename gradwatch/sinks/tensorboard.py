@@ -37,19 +37,21 @@ class TensorBoardSink:
 
     Args:
         log_dir: a folder, or a ``SummaryWriter`` of torch or tensorboardX (also a Lightning logger's ``experiment``).
-        log_every: every so many steps are written, and each step with news of an alert.
+        log_every: one step in so many is written, and each step with news of an alert.
+        first: the first of them.
 
     Raises:
         ConfigurationError: the folder cannot be written, or what was passed is neither a folder nor a writer.
     """
 
-    def __init__(self, log_dir: str | os.PathLike[str] | SummaryWriter, *, log_every: int = 10) -> None:
-        self._cadence = Cadence(log_every)
+    def __init__(self, log_dir: str | os.PathLike[str] | SummaryWriter, *, log_every: int = 10, first: int = 0) -> None:
+        self._cadence = Cadence(log_every, first)
         self._file = _event_file(log_dir)
         self._process = os.getpid()
         self._closed = False
         self._known: set[str] = set()
         self._largest: dict[str, float] = {}
+        self._last_histogram: dict[str, int] = {}
         self._open: set[tuple[str, str, int]] = set()
 
     def write(self, snapshot: Snapshot, alerts: tuple[Alert, ...], interventions: tuple[Intervention, ...]) -> None:
@@ -60,7 +62,7 @@ class TensorBoardSink:
         if not (alerts or interventions or self._cadence.is_due(snapshot)):
             return
         values = [*self._statistics(snapshot), *self._scalars(snapshot), *self._alerts(alerts)]
-        if snapshot.histogram is not None and self._cadence.is_due(snapshot, times=HISTOGRAM_EVERY):
+        if snapshot.histogram is not None and self._histogram_is_due(snapshot):
             values.append(_histogram(snapshot, snapshot.histogram))
         event = Event(wall_time=time.time(), step=snapshot.log_step, summary=Summary(value=values))
         self._file.add(event)
@@ -86,6 +88,13 @@ class TensorBoardSink:
             self._largest[snapshot.optimizer] = max(before, snapshot.global_norm)
         for alert in alerts:
             (self._open.add if alert.resolved is None else self._open.discard)(alert.key)
+
+    def _histogram_is_due(self, snapshot: Snapshot) -> bool:
+        last = self._last_histogram.get(snapshot.optimizer)
+        due = last is None or snapshot.step - last >= HISTOGRAM_EVERY * self._cadence.log_every
+        if due:
+            self._last_histogram[snapshot.optimizer] = snapshot.step
+        return due
 
     def _scalars(self, snapshot: Snapshot) -> Iterator[Summary.Value]:
         for name, value in self._numbers(snapshot):
