@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import lightning
 from benchmarks.models import MODELS, Workload
 from benchmarks.routes import ONE_READ, WATCH, Route, check, routes
 from benchmarks.timing import quartiles, ratios, timed
@@ -56,7 +57,7 @@ def table(name: str, number: int, device: torch.device, log_dir: Path) -> None:
 
 
 def main() -> None:
-    """Print a table a model, and the extra memory."""
+    """Print a table a model, those of the Lightning callback, and the extra memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and steps")
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
@@ -67,6 +68,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as log_dir:
         for name in arguments.models:
             table(name, 5 if arguments.quick else 15, device, Path(log_dir))
+    lightning.tables(3 if arguments.quick else 9, device)
     print(flush=True)
     steps = "100" if arguments.quick else "1000"
     subprocess.run([sys.executable, "-m", "benchmarks.memory", "--steps", steps], check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +107,34 @@ def transformer(device: torch.device) -> Workload:
     def loss() -> Tensor:
         tokens = torch.randint(0, 50257, (1, 32), device=device)
         return functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+
+    return Workload(model, loss)
+
+
+def convolutions(device: torch.device) -> Workload:
+    """Return a small CNN with batch normalisation, on images of 32 x 32."""
+    widths = [3, 32, 64, 128, 128]
+    layers = [
+        part
+        for before, after in pairwise(widths)
+        for part in (nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU())
+    ]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10)).to(device)
+
+    def loss() -> Tensor:
+        images, labels = torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,))
+        return functional.cross_entropy(model(images.to(device)), labels.to(device))
+
+    return Workload(model, loss)
+
+
+def encoder(device: torch.device) -> Workload:
+    """Return a small transformer on sequences of 64 tokens."""
+    model = Transformer(words=1000, width=192, depth=4, length=64).to(device)
+
+    def loss() -> Tensor:
+        tokens = torch.randint(0, 1000, (8, 64), device=device)
+        return functional.cross_entropy(model(tokens).flatten(0, 1), tokens.roll(1, 1).flatten())
 
     return Workload(model, loss)
 

@@ -44,7 +44,7 @@ def routes(params: Sequence[nn.Parameter], model: nn.Module, log_dir: Path) -> d
         CLIP: lambda: nn.utils.clip_grad_norm_(params, 1e9),
         ADAMW: adamw.step,
         ITEMS: lambda: [param.grad.norm().item() for param in params if param.grad is not None],
-        HISTOGRAMS: lambda: [_histogram(param.grad) for param in params if param.grad is not None],
+        HISTOGRAMS: lambda: [histogram(param.grad) for param in params if param.grad is not None],
     }
     if on_cpu:
         chosen[FOREACH] = _measure(params, plan(params, backend="foreach"), detail=False)
@@ -93,7 +93,7 @@ def _watched(model: nn.Module, log_dir: Path) -> Route:
     return route
 
 
-def _histogram(grad: Tensor) -> Tensor:
+def histogram(grad: Tensor) -> Tensor:
     """What a gradient-histogram hook does: finite elements, their range, 64 bins, to the host."""
     flat = grad.detach().flatten().float()
     finite = flat[torch.isfinite(flat)]

@@ -140,7 +140,9 @@ class GradWatch:
             )
         for name, saved in lanes.items():
             self.lanes[name].step = saved["step"]
-            self._judges[name].restore(from_portable(saved["judge"]))
+            judge = self._judges[name]
+            judge.restore(from_portable(saved["judge"]))
+            self._alerts |= {alert.key: alert for alert in judge.episodes.open}
 
     def detach(self) -> None:
         """Take every hook off model, optimizer and scaler; what was measured stays readable."""

@@ -72,5 +72,7 @@ def lower_median(values: Floats) -> float:
 
 def worst_first(tensors: Tensors, scores: Floats, rows: NDArray[np.int64], *, limit: int = 50) -> tuple[str, ...]:
     """Names of the tensors in `rows`, the largest score first."""
-    order = rows[np.argsort(-scores[rows], kind="stable")][:limit]
+    if len(rows) > limit:
+        rows = rows[np.argpartition(-scores[rows], limit)[:limit]]
+    order = rows[np.argsort(-scores[rows], kind="stable")]
     return tuple(tensors.names[row] for row in order.tolist())

@@ -75,6 +75,21 @@ def test_the_steps_go_on_where_they_stopped():
     assert [s.detail for s in memory.snapshots] == [True, False]
 
 
+def test_what_was_open_is_still_open_after_a_restart():
+    model = deep_sigmoid()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first, _ = watched(model, optimizer)
+    train(model, optimizer, 10)
+    state = saved_and_loaded(first.state_dict())
+    first.close()
+
+    second, _ = watched(model, optimizer)
+    second.load_state_dict(state)
+
+    assert [(a.kind, a.layers, a.opened) for a in second.alerts] == [(a.kind, a.layers, a.opened) for a in first.alerts]
+    assert second.alerts
+
+
 def test_a_resumed_healthy_run_stays_silent():
     model = mlp()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
