@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gradwatch.errors import ConfigurationError
+from gradwatch.measure import blocks
 from gradwatch.measure.blocks import BLOCK, PACK, SMALL
 from gradwatch.measure.plan import SplitMeter, check, plan
 from gradwatch.measure.sample import GRID_ROWS, flat, is_dense, places
@@ -71,10 +74,12 @@ def gradients(draw):
     return grads
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("few", [0, blocks.FEW], ids=["joined", "one_by_one"])
+@settings(max_examples=50, deadline=None)
 @given(grads=gradients())
-def test_the_cpu_backend_agrees_with_float64_on_the_finite_elements(grads):
-    seen = measured("cpu", [torch.ones_like(g) for g in grads], grads)
+def test_the_cpu_backend_agrees_with_float64_on_the_finite_elements(few, grads):
+    with mock.patch.object(blocks, "FEW", few):
+        seen = measured("cpu", [torch.ones_like(g) for g in grads], grads)
 
     for index, grad in enumerate(grads):
         values = wide(grad)
@@ -123,7 +128,8 @@ def test_the_norm_of_a_large_tensor_keeps_its_digits(backend, dtype):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("detail", [False, True])
-def test_a_missing_gradient_is_missing_and_not_zero(backend, detail):
+def test_a_missing_gradient_is_missing_and_not_zero(backend, detail, monkeypatch):
+    monkeypatch.setattr(blocks, "FEW", 0)
     params = [torch.ones(3), torch.ones(4, 5), torch.ones(SMALL + 1)]
 
     seen = measured(backend, params, [None, torch.ones(4, 5), None], detail=detail)
@@ -159,7 +165,8 @@ def test_the_layout_of_a_gradient_does_not_matter(backend, layout, size):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("width", [6, 6000])
-def test_a_sparse_gradient_counts_its_rows_once(backend, width):
+def test_a_sparse_gradient_counts_its_rows_once(backend, width, monkeypatch):
+    monkeypatch.setattr(blocks, "FEW", 0)
     index = torch.tensor([[1, 1, 4]])
     grad = torch.sparse_coo_tensor(index, torch.randn(3, width), (10, width))
 

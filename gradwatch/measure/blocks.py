@@ -18,7 +18,9 @@ from gradwatch.records import Floats
 SMALL = 8_192
 """Tensors of at most so many elements are joined before they are read,"""
 PACK = 65_536
-"""into packs of at most so many."""
+"""into packs of at most so many;"""
+FEW = 64
+"""but so few of them are read like the others: joining is other code, which comes cold from memory at every step."""
 BLOCK = 131_072
 """Larger ones are read in blocks of so many elements, which stay in the second-level cache for all reductions."""
 
@@ -67,6 +69,7 @@ class Blocks:
             if tensor.dtype in (torch.float32, torch.bfloat16, torch.float16) and tensor.numel()
         ]
         small = [index for index in plain if tensors[index].numel() <= SMALL]
+        small = small if len(small) > FEW else []
         self._packs = list(_packs(tensors, small))
         self._large = sorted(set(range(self._count)) - set(small))
         self._scratch = torch.empty(BLOCK, dtype=torch.float32)
@@ -75,7 +78,7 @@ class Blocks:
     @np.errstate(all="ignore")
     def reduce(self, tensors: Sequence[Tensor | None], *, sums: bool) -> Reduced:
         """Reduce each tensor once; `None` counts as empty."""
-        found = Reduced(*(np.zeros(self._count) for _ in range(5)))
+        found = Reduced(*np.zeros((5, self._count)))
         for pack in self._packs:
             _reduce_pack(found, pack, _joined(pack, tensors), sums=sums)
         for index in self._large:
@@ -87,7 +90,7 @@ class Blocks:
     @np.errstate(all="ignore")
     def norms(self, tensors: Sequence[Tensor | None]) -> Floats:
         """Return the norms alone, in one read: the squares themselves tell whether they can be trusted."""
-        found = Reduced(*(np.zeros(self._count) for _ in range(5)))
+        found = Reduced(*np.zeros((5, self._count)))
         for pack in self._packs:
             _reduce_pack(found, pack, _joined(pack, tensors), sums=False)
         for index in self._large:

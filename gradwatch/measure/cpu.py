@@ -34,11 +34,13 @@ class CpuMeter:
         found = self._blocks.reduce(grads, sums=detail)
         values = np.full((rows(detail=detail), len(grads)), np.nan)
         scale = 1.0 if divisor is None else float(divisor)
-        values[ROW["norm"]] = found.norm / scale
-        values[ROW["max_abs"]] = self._magnitudes(found.peak, found.norm, grads) / scale
+        values[ROW["norm"]] = found.norm
+        values[ROW["max_abs"]] = self._magnitudes(found.peak, found.norm, grads)
         values[ROW["nonfinite"]] = found.nonfinite
         anything = (found.peak > 0) | (found.nonfinite > 0)
-        values[ROW["state"]] = np.where(anything, GradientState.VALUE, GradientState.ZERO)
+        values[ROW["state"]] = GradientState.ZERO + anything  # one more is VALUE
+        if divisor is not None:
+            values[[ROW["norm"], ROW["max_abs"]]] /= scale
         if detail:
             finite = np.maximum(self._numel - found.nonfinite, 1)
             values[ROW["mean"]] = found.total / scale / finite
