@@ -294,12 +294,12 @@ def decay_outweighs_gradient() -> Run:
 
 def large_rate() -> Run:
     model = layers(64, 64, 64, 10)
-    return supervised(model, Adam(model.parameters(), lr=1.0), steps=40)
+    return supervised(model, Adam(model.parameters(), lr=1.0), steps=15)
 
 
 def large_rate_of_sgd() -> Run:
     model = layers(64, 128, 128, 10, activation=nn.Tanh)
-    return supervised(model, SGD(model.parameters(), lr=20.0), steps=40)
+    return supervised(model, SGD(model.parameters(), lr=20.0), steps=15)
 
 
 def negated_loss() -> Run:
