@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ dot, add, maximum, minimum = np.dot, np.add.reduce, np.maximum.reduce, np.minimu
 class Reduced:
     """What a pass over the tensors found: one entry a tensor, over its finite elements."""
 
+    table: Floats
+    """The others as rows, in this order."""
     norm: Floats
     peak: Floats
     nonfinite: Floats
@@ -44,6 +46,12 @@ class Reduced:
     """Sum of the elements, and"""
     zeros: Floats
     """number of exact zeros; both stay 0 unless asked for."""
+
+    @classmethod
+    def of(cls, count: int) -> Self:
+        """Return what an empty pass finds."""
+        table = np.zeros((5, count))
+        return cls(table, *table)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +86,7 @@ class Blocks:
     @np.errstate(all="ignore")
     def reduce(self, tensors: Sequence[Tensor | None], *, sums: bool) -> Reduced:
         """Reduce each tensor once; `None` counts as empty."""
-        found = Reduced(*np.zeros((5, self._count)))
+        found = Reduced.of(self._count)
         for pack in self._packs:
             _reduce_pack(found, pack, _joined(pack, tensors), sums=sums)
         for index in self._large:
@@ -90,7 +98,7 @@ class Blocks:
     @np.errstate(all="ignore")
     def norms(self, tensors: Sequence[Tensor | None]) -> Floats:
         """Return the norms alone, in one read: the squares themselves tell whether they can be trusted."""
-        found = Reduced(*np.zeros((5, self._count)))
+        found = Reduced.of(self._count)
         for pack in self._packs:
             _reduce_pack(found, pack, _joined(pack, tensors), sums=False)
         for index in self._large:
@@ -123,8 +131,11 @@ class Blocks:
                 zeros += int(np.count_nonzero(np.equal(block, 0, out=self._flags[: block.size])))
             if high > peak:
                 peak = float(high)
-        found.norm[index], found.peak[index], found.nonfinite[index] = squares**0.5, peak, bad
-        found.total[index], found.zeros[index] = total, zeros
+        found.norm[index], found.peak[index] = squares**0.5, peak
+        if bad:
+            found.nonfinite[index] = bad
+        if sums:
+            found.total[index], found.zeros[index] = total, zeros
 
     def _blocks(self, tensor: Tensor) -> Iterable[NDArray[np.float32 | np.float64]]:
         """Cut a tensor into blocks."""

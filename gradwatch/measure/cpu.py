@@ -12,7 +12,7 @@ from gradwatch.measure.blocks import Blocks
 from gradwatch.measure.cpu_sample import CpuSample
 from gradwatch.measure.sample import flat, real
 from gradwatch.records import Floats, GradientState
-from gradwatch.table import ROW, StatTable, rows
+from gradwatch.table import EVERY_STEP, ROW, StatTable, rows
 
 
 class CpuMeter:
@@ -34,11 +34,9 @@ class CpuMeter:
         found = self._blocks.reduce(grads, sums=detail)
         values = np.full((rows(detail=detail), len(grads)), np.nan)
         scale = 1.0 if divisor is None else float(divisor)
-        values[ROW["norm"]] = found.norm
-        values[ROW["max_abs"]] = self._magnitudes(found.peak, found.norm, grads)
-        values[ROW["nonfinite"]] = found.nonfinite
-        anything = (found.peak > 0) | (found.nonfinite > 0)
-        values[ROW["state"]] = GradientState.ZERO + anything  # one more is VALUE
+        self._correct_complex(found.peak, found.norm, grads)
+        values[ROW["norm"] : len(EVERY_STEP)] = found.table[: len(EVERY_STEP) - 1]
+        values[ROW["state"]] = GradientState.ZERO + (found.peak + found.nonfinite > 0)  # one more is VALUE
         if divisor is not None:
             values[[ROW["norm"], ROW["max_abs"]]] /= scale
         if detail:
@@ -70,15 +68,14 @@ class CpuMeter:
         if isinstance(table.values, np.ndarray):
             self._sample.compare(table.values)
 
-    def _magnitudes(self, peak: Floats, norm: Floats, grads: Sequence[Tensor | None]) -> Floats:
-        """|g| of a complex element, which is not the larger of its parts."""
+    def _correct_complex(self, peak: Floats, norm: Floats, grads: Sequence[Tensor | None]) -> None:
+        """Put in |g| of complex elements, which is not the larger of their parts."""
         for index in self._complex:
             grad = grads[index]
             if grad is not None and grad.numel():
                 magnitudes = flat(grad).abs()
                 finite = torch.where(magnitudes.isfinite(), magnitudes, 0.0)
                 peak[index] = min(float(finite.amax()), norm[index])
-        return peak
 
     def _zero_fraction(self, zeros: Floats, grads: Sequence[Tensor | None]) -> Floats:
         """Share of exact zeros; a sparse gradient is zero where it stores nothing."""
