@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 
 from gradwatch.attach import optimizer as optimizer_hooks
 from gradwatch.attach.backward import EndOfBackward
+from gradwatch.attach.cleared import ClearedCheck
+from gradwatch.attach.forward import ForwardHooks
 from gradwatch.attach.graph import FirstOutput
 from gradwatch.attach.scaler import ScalerHooks, find_on_stack
 from gradwatch.detectors import DEFAULT_DETECTORS, build
@@ -39,6 +41,7 @@ def watch(  # noqa: PLR0913 - each is one independent choice
     detectors: Iterable[object] = DEFAULT_DETECTORS,
     mute: Iterable[tuple[str, str]] = (),
     sinks: Iterable[Sink] | None = None,
+    probe: bool | None = None,
     log_every: int = 10,
     start_step: int = 0,
     backend: Backend | None = None,
@@ -59,6 +62,9 @@ def watch(  # noqa: PLR0913 - each is one independent choice
         detectors: functions ``(snapshot, history)`` that yield `Evidence`, or classes of such, made once an optimizer.
         mute: known alerts, as pairs of kind and glob over tensor names: they stay at severity ``"info"``.
         sinks: where to write, in place of TensorBoard, JSONL and the console.
+        probe: whether to read the forward pass at a few steps (the first three, two in every fifty, and while evidence
+            is open), which finds saturated activations and tells causes apart. None: yes, except on compiled models;
+            True: there too, those steps then run uncompiled.
         log_every: TensorBoard and JSONL get every n-th step, and each step with news of an alert.
         start_step: number of the first step.
         backend: how to measure: None chooses by device.
@@ -84,7 +90,7 @@ def watch(  # noqa: PLR0913 - each is one independent choice
     )
     for lane in built.lanes.values():
         lane.log_every = log_every
-    _attach(built, target, scaler)
+    _attach(built, target, scaler, probe)
     return built
 
 
@@ -117,10 +123,13 @@ def prepare(  # noqa: PLR0913 - the arguments of `watch`
     return GradWatch(lanes, sinks() if callable(sinks) else sinks, detectors=detectors, mute=checked), target
 
 
-def _attach(built: GradWatch, target: Target, scaler: GradScaler | None) -> None:
+def _attach(built: GradWatch, target: Target, scaler: GradScaler | None, probe: bool | None) -> None:  # noqa: FBT001
     """Hang every hook; `GradWatch.detach` takes them off in reverse order."""
     for key in target.models:
         FirstOutput(built, target, key).attach()
+        ForwardHooks(built, target, key, probe=probe).attach()
+    for lane in built.lanes.values():
+        ClearedCheck(built, lane).attach()
     backward = EndOfBackward(built)
     scaled = scaler is not None and scaler.is_enabled()
     if scaled and scaler is not None:

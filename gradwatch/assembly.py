@@ -9,7 +9,18 @@ import numpy as np
 
 from gradwatch.lane import StepNote
 from gradwatch.measure.clipped import SAME_FACTOR
-from gradwatch.records import Floats, GradientState, OptimizerFacts, Snapshot, Tensors
+from gradwatch.probe.operations import LOOPED, READINGS
+from gradwatch.probe.recorder import Probed
+from gradwatch.records import (
+    Floats,
+    GradientState,
+    InputReading,
+    ModuleReadings,
+    OptimizerFacts,
+    Recurrence,
+    Snapshot,
+    Tensors,
+)
 from gradwatch.transfer import Delivery
 
 
@@ -36,6 +47,9 @@ def assemble(lane: str, delivery: Delivery[StepNote], *, several_lanes: bool = F
         state=state,
         std=_std(note.tensors, columns),
         histogram=delivery.histogram,
+        input=_input(scalars),
+        modules=_modules(delivery),
+        cleared=note.cleared,
         **columns,
     )
 
@@ -65,4 +79,59 @@ def _facts(note: StepNote, scalars: Mapping[str, float]) -> OptimizerFacts:
         learning_rates=tuple(scalars[f"learning_rate/{i}"] if rate is None else rate for i, rate in rates),
         weight_decay=note.weight_decay,
         eps=note.eps,
+        scheduled=note.scheduled,
     )
+
+
+def _input(scalars: Mapping[str, float]) -> InputReading | None:
+    if "input_max" not in scalars:
+        return None
+    return InputReading(rms=scalars["input_rms"], max_abs=scalars["input_max"])
+
+
+def _modules(delivery: Delivery[StepNote]) -> ModuleReadings | None:
+    """Name what the probe read; with several models in one lane, one after the other."""
+    probed = delivery.note.probed
+    if not probed:
+        return None
+    width = len(READINGS)
+    tables = iter(delivery.readings)
+    rows, recurrences = [], []
+    for entry in probed:
+        count = len(entry.operations)
+        fused = [sequence for sequence in entry.sequences if sequence[1] != "loop"]
+        table = next(tables) if count or fused else np.empty((0, width))
+        rows.append(table[:count])
+        recurrences += [
+            Recurrence(module=module, cell=cell, steps=steps, decades=float(row[0]), last_tenth=float(row[1]))
+            for (module, cell, steps), row in zip(fused, table[count:], strict=True)
+        ]
+        gradients = table[:count, READINGS.index("gradient_rms")]
+        recurrences += [
+            found for sequence in entry.sequences[len(fused) :] if (found := _loop(sequence, entry, gradients))
+        ]
+    table = np.concatenate(rows)
+    return ModuleReadings(
+        modules=tuple(name for entry in probed for name in entry.modules),
+        operations=tuple(name for entry in probed for name in entry.operations),
+        elements=np.array([count for entry in probed for count in entry.elements], dtype=np.int64),
+        dtypes=tuple(name for entry in probed for name in entry.dtypes),
+        ran=frozenset().union(*(entry.ran for entry in probed)),
+        cuts=tuple(cut for entry in probed for cut in entry.cuts),
+        frozen_statistics=tuple(name for entry in probed for name in entry.frozen_statistics),
+        recurrences=tuple(recurrences),
+        **{name: table[:, column] for column, name in enumerate(READINGS)},
+    )
+
+
+def _loop(sequence: tuple[str, str, int], probed: Probed, gradients: Floats) -> Recurrence | None:
+    """Read a recurrence that is written as a loop: the gradient at the module's first call against its last."""
+    module, cell, steps = sequence
+    pairs = zip(probed.modules, probed.operations, gradients, strict=True)
+    arrived = [
+        value for name, operation, value in pairs if name == module and operation in LOOPED and np.isfinite(value)
+    ]
+    if len(arrived) < steps or arrived[-1] <= 0:
+        return None
+    decades = math.log10(max(arrived[0], 1e-38) / arrived[-1])
+    return Recurrence(module=module, cell=cell, steps=steps, decades=decades, last_tenth=math.nan)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
-from gradwatch.records import SEVERITIES, Alert, Change, Evidence, Floats, Severity, Snapshot
+from gradwatch.records import SEVERITIES, Alert, Cause, Change, Evidence, Floats, Severity, Snapshot
 
 LIMIT = 2.0
 """What one step may add at most, and take."""
@@ -31,24 +31,39 @@ REMEMBERED = 8
 
 ORDER: tuple[str, ...] = (
     "nonfinite",
+    "accumulation",
     "nothing_arrives",
     "unoptimized",
+    "detached",
+    "saturated",
     "symmetry",
     "zero",
+    "rounding",
     "profile_down",
+    "recurrence_down",
+    "recurrence_up",
     "profile_up",
     "decay",
     "update_large",
     "growth",
     "gradient_level",
     "loss_up",
+    "rate_gone",
     "update_small",
+    "dead_units",
+    "collapse",
+    "spike",
 )
 """Symptoms that explain others come first; those of the user's own detectors follow."""
 
-DEBRIS = frozenset({"zero", "profile_down"})
+DEBRIS = frozenset({"zero", "profile_down", "dead_units", "saturated"})
 """What an explosion leaves behind: once one is gathering, the explosion is the alert."""
 EXPLOSIONS = ("update_large", "growth")
+AFTER_SPIKE = 3
+"""Steps that a spike waits for the explosion it may be the beginning of,"""
+ESCALATES = 20
+"""and for which an explosion after it is the same problem."""
+GATHERING_EXPLOSIONS = ("update_large", "growth", "gradient_level", "loss_up", "profile_up", "nonfinite")
 STARVED = frozenset({"vanishing", "dead", "stalled", "saturated"})
 """Kinds that explain one another."""
 
@@ -119,6 +134,8 @@ class Episodes:
     """The open alerts of one optimizer and the evidence that gathers."""
 
     mute: tuple[tuple[str, str], ...] = ()
+    diagnose: Callable[[Alert, Snapshot], tuple[Cause, ...]] = lambda _alert, _snapshot: ()
+    """Names the causes of an alert that opens or gets worse."""
     _sums: dict[str, EvidenceSum] = field(default_factory=dict, init=False)
     _open: dict[str, Alert] = field(default_factory=dict, init=False)
     _over: list[Alert] = field(default_factory=list, init=False)
@@ -136,12 +153,21 @@ class Episodes:
         """Evidence is open: the next steps should be measured in detail."""
         return self._step < self._armed_until
 
+    @property
+    def wants_probe(self) -> bool:
+        """Evidence gathers, or an alert has just opened: the next forward passes should be read."""
+        return self.wants_detail and any(
+            found.highest > 0 and (found.reached < 0 or self._step < found.reached + ARMED)
+            for found in self._sums.values()
+        )
+
     def judge(self, snapshot: Snapshot, evidence: Iterable[Evidence]) -> tuple[Alert, ...]:
         """Take one step's evidence; return the alerts that opened, escalated or ended at it."""
         self._step = snapshot.step
         for item in evidence:
             self._sums.setdefault(item.symptom, EvidenceSum()).add(item, snapshot)
-            if item.severity != "info" and bool((np.nan_to_num(item.value) > 0).any()):
+            gathers = self._sums[item.symptom].highest < OPENS
+            if (gathers or item.severity != "info") and bool((np.nan_to_num(item.value) > 0).any()):
                 self._armed_until = snapshot.step + ARMED
         changed = [*self._resolved(snapshot), *self._escalated(snapshot)]
         for symptom in sorted(self._sums, key=_rank):
@@ -172,7 +198,12 @@ class Episodes:
     def _is_due(self, symptom: str, step: int) -> bool:
         """Whether a symptom may open an alert now: it has reached its sum, and waits for none of higher order."""
         found = self._sums[symptom]
-        if found.reached < 0 or found.latest is None or found.latest_step != step:
+        if found.reached < 0 or found.latest is None:
+            return False
+        if symptom == "spike":
+            waits = any(self._total(name) > 0 for name in GATHERING_EXPLOSIONS)
+            return step - found.reached >= AFTER_SPIKE or not waits
+        if found.latest_step != step:
             return False
         if found.latest.immediate:
             return True
@@ -186,8 +217,11 @@ class Episodes:
         )
         return not gathering or waited >= HOLD
 
+    def _total(self, symptom: str) -> float:
+        return self._sums[symptom].highest if symptom in self._sums else 0.0
+
     def _explosion_gathers(self) -> bool:
-        return any(name in self._sums and self._sums[name].highest >= 2 for name in EXPLOSIONS)
+        return any(self._total(name) >= 2 for name in EXPLOSIONS)
 
     def _is_info(self, symptom: str) -> bool:
         latest = self._sums[symptom].latest
@@ -195,8 +229,16 @@ class Episodes:
 
     def _opened(self, symptom: str, snapshot: Snapshot) -> list[Alert]:
         alert = self._make(symptom, snapshot, "opened")
+        spike = self._open.get("spike")
+        if spike is not None and alert.kind == "exploding" and snapshot.step - spike.opened < ESCALATES:
+            if spike.severity == "critical":
+                return []
+            message = f"{spike.message} It became an explosion: {alert.message}"
+            self._open["spike"] = replace(spike, severity="critical", change="escalated", message=message)
+            return [self._open["spike"]]
         if any(_explains(earlier, alert) for earlier in (*self._open.values(), *self._over)):
             return []
+        alert = replace(alert, causes=self.diagnose(alert, snapshot))
         self._open[symptom] = alert
         return [alert]
 
@@ -208,7 +250,9 @@ class Episodes:
             now = self._make(symptom, snapshot, "updated", opened=before.opened, first_step=before.first_step)
             worse = SEVERITIES.index(now.severity) > SEVERITIES.index(before.severity)
             severity = now.severity if worse else before.severity
-            self._open[symptom] = replace(now, severity=severity, change="escalated" if worse else "updated")
+            causes = self.diagnose(now, snapshot) if worse else before.causes
+            change: Change = "escalated" if worse else "updated"
+            self._open[symptom] = replace(now, severity=severity, change=change, causes=causes)
             if worse:
                 changed.append(self._open[symptom])
         return changed
@@ -236,7 +280,7 @@ class Episodes:
             first_step=found.first_step if first_step < 0 else first_step,
             opened=snapshot.step if opened < 0 else opened,
             change=change,
-            layers=_layers(tensors, snapshot),
+            layers=evidence.layers or _layers(tensors, snapshot),
             tensors=tensors,
             value=found.reading(snapshot.names),
             threshold=float(evidence.threshold),
@@ -273,7 +317,7 @@ def _added_by_name(total: float | dict[str, float], values: Floats, names: tuple
     return dict(sorted(kept.items(), key=lambda item: -item[1]))
 
 
-def _explains(earlier: Alert, later: Alert) -> bool:
+def _explains(earlier: Alert, later: Alert) -> bool:  # noqa: PLR0911 - a table in words
     """Whether a new finding is a consequence of an open alert; what is only `info` explains nothing worse."""
     if earlier.severity == "info" and later.severity != "info":
         return False
@@ -281,8 +325,12 @@ def _explains(earlier: Alert, later: Alert) -> bool:
         return False  # over, and not its debris
     if earlier.kind in (later.kind, "exploding"):
         return True
+    if earlier.kind == "spike":
+        return later.kind in STARVED and later.first_step < earlier.opened + ESCALATES
     if earlier.kind in STARVED:
         return later.kind in STARVED
+    if earlier.kind == "nonfinite" and later.kind == "spike":
+        return True
     return earlier.kind in ("unoptimized", "nonfinite") and later.kind in ("stalled", "dead", "vanishing")
 
 
@@ -293,4 +341,4 @@ def _layers(tensors: tuple[str, ...], snapshot: Snapshot) -> tuple[str, ...]:
 
 def _alert(record: Mapping[str, Any]) -> Alert:
     lists = {name: tuple(record[name]) for name in ("layers", "tensors")}
-    return Alert(**{**record, **lists, "causes": ()})
+    return Alert(**{**record, **lists, "causes": tuple(Cause(**cause) for cause in record["causes"])})

@@ -8,12 +8,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gradwatch.readings import Profile, profile
-from gradwatch.records import Evidence, Floats, GradientState, Snapshot
+from gradwatch.opening import Opening
+from gradwatch.readings import Profile, median_update, profile
+from gradwatch.records import Evidence, Floats, GradientState, ModuleReadings, Snapshot
 
 RECENT = 40
 KNOWN_AFTER = 30
 """Losses from which on it is known whether the network learns."""
+JUST = 5
+"""Steps for which that is news."""
 WEIGHT_STEPS = 32
 """Detail steps whose weight norms are kept: growth is read over ten steps, dense at the start."""
 
@@ -70,7 +73,7 @@ class Runs:
 class History:
     """What detectors may know of the past. `update` comes before the detectors: the current step is included."""
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # noqa: PLR0915 - a list of what is remembered
         self.steps = 0
         """Judged steps, skipped ones included."""
         self.first_losses: list[float] = []
@@ -83,11 +86,35 @@ class History:
         """The newest `RECENT` global norms of finite gradients."""
         self.norm_reference = 0.0
         """Largest running median of ten global norms, three steps behind: the run's own level in health."""
+        self.updates: list[list[float]] = []
+        """Step and median update-to-weight ratio of the newest `RECENT` detail steps."""
+        self.update_reference = 0.0
+        """The same reference level for updates."""
+        self.opening = Opening()
+        """What the first steps showed, before training changed it."""
+        self.largest_input = 0.0
+        """Largest element of any batch before this step, and"""
+        self.inputs_seen = 0
+        """how many batches were read."""
+        self.bad_batch = -1
+        """Newest step whose batch held a non-finite element, or one ten times larger than every batch before; -1."""
+        self.bad_batch_size = 0.0
+        """How many times larger it was; infinite for a non-finite one."""
+        self.probe: ModuleReadings | None = None
+        """What the forward pass showed last, and"""
+        self.probe_step = -1
+        """when."""
+        self.uncleared = 0
+        """Commits in a row that used a gradient nobody had cleared."""
         self.profile: Profile | None = None
         """The profile over depth at this step, with the weight norms of the last detail step."""
         self.attenuation = Thinned()
         self.rates: list[float] = []
-        """Largest learning rate of this step and of the one before."""
+        """Largest learning rates of the newest twelve steps."""
+        self.rate_jump = -1
+        """Newest step at which the rate grew fivefold at once; -1."""
+        self.rate_gone = 0
+        """Steps in a row at less than a millionth of the peak rate."""
         self.peak_rate = 0.0
         self.rate_dropped = False
         """The rate once fell by a factor of fifty in one step: a fault, where a slow fall is annealing."""
@@ -108,6 +135,7 @@ class History:
         self._align(snapshot)
         self._take_loss(snapshot)
         self._take_states(snapshot)
+        self._take_forward(snapshot)
         overflowed = snapshot.skipped and snapshot.loss_scale is not None and bool(snapshot.bad.any())
         self.overflows = self.overflows + 1 if overflowed else 0
         self.profile = None
@@ -115,6 +143,8 @@ class History:
             return
         self._take_rate(snapshot)
         self._take_weights(snapshot)
+        self.opening.take(snapshot)
+        self.uncleared = self.uncleared + 1 if snapshot.cleared is False else 0
         if not snapshot.bad.any():
             self._take_norm(snapshot)
             self.profile = profile(snapshot, self.weight_norm)
@@ -146,11 +176,34 @@ class History:
         rate = max(snapshot.learning_rates)
         if self.rates and 0 < rate < 0.02 * self.rates[-1]:
             self.rate_dropped = True
-        self.rates = [*self.rates[-1:], rate]
+        if self.rates and 0 < 5 * self.rates[-1] < rate:
+            self.rate_jump = snapshot.step
+        self.rates = [*self.rates[-11:], rate]
         self.peak_rate = max(self.peak_rate, rate)
+        self.rate_gone = self.rate_gone + 1 if rate < 1e-6 * self.peak_rate else 0
+
+    def _take_forward(self, snapshot: Snapshot) -> None:
+        if snapshot.modules is not None:
+            self.probe, self.probe_step = snapshot.modules, snapshot.step
+        if snapshot.input is None:
+            return
+        size = snapshot.input.max_abs
+        if not np.isfinite(size):
+            self.bad_batch, self.bad_batch_size = snapshot.step, float("inf")
+            return
+        if self.inputs_seen >= 5 and size > 10 * self.largest_input > 0:
+            self.bad_batch, self.bad_batch_size = snapshot.step, size / self.largest_input
+        self.largest_input = max(self.largest_input, size)
+        self.inputs_seen += 1
 
     def _take_weights(self, snapshot: Snapshot) -> None:
         if snapshot.detail:
+            update = median_update(snapshot)
+            if np.isfinite(update):
+                self.updates = [*self.updates[-RECENT + 1 :], [float(snapshot.step), update]]
+                past = [value for _, value in self.updates[-13:-3]]
+                if len(past) >= 5:
+                    self.update_reference = max(self.update_reference, float(np.median(past)))
             known = np.isfinite(snapshot.weight_norm)
             self.weight_norm = np.where(known, snapshot.weight_norm, self.weight_norm)
             self.weight_norms = [*self.weight_norms[-WEIGHT_STEPS + 1 :], (snapshot.step, self.weight_norm)]
@@ -187,6 +240,11 @@ class History:
         return self.knows_loss and not self.is_learning
 
     @property
+    def just_stuck(self) -> bool:
+        """It has become known just now that the network does not learn: time to look at the forward pass."""
+        return self.is_stuck and self.losses_seen < KNOWN_AFTER + JUST
+
+    @property
     def has_no_signal(self) -> bool:
         """The loss is nearly zero beside its largest value: a gradient of zero then means that all is done."""
         return bool(self.losses) and abs(self.losses[-1]) <= 1e-3 * (self.largest_loss or 1.0)
@@ -216,6 +274,15 @@ class History:
         before = self.attenuation.halfway()
         return before is not None and before > 2.25 and self.profile.down < before - 0.25
 
+    def largest_update(self, since: int, until: int | None = None) -> float:
+        """Return the largest median update-to-weight ratio measured from step `since` on, 0.0 if there was none."""
+        return max((u for step, u in self.updates if step >= since and (until is None or step <= until)), default=0.0)
+
+    @property
+    def rate_is_ramping(self) -> bool:
+        """The rate has doubled within the last ten steps."""
+        return len(self.rates) > 10 and self.rates[-1] > 2 * self.rates[-11] > 0
+
     def weights_before(self, step: int, distance: int) -> tuple[int, Floats] | None:
         """Return step and weight norms of the newest detail step at least `distance` ago, else of the oldest."""
         if not self.weight_norms:
@@ -239,6 +306,7 @@ class History:
         return {
             **plain,
             "all_losses": self.all_losses.state(),
+            "opening": self.opening.state(),
             "attenuation": self.attenuation.state(),
             "names": list(self._names),
             "arrays": arrays,
@@ -250,6 +318,7 @@ class History:
         for name in _PLAIN:
             setattr(self, name, state[name])
         self.all_losses.restore(state["all_losses"])
+        self.opening = Opening(**state["opening"])
         self.attenuation.restore(state["attenuation"])
         arrays = state["arrays"]
         self._names = tuple(state["names"])
@@ -289,6 +358,15 @@ _PLAIN = (
     "peak_rate",
     "rate_dropped",
     "overflows",
+    "updates",
+    "update_reference",
+    "largest_input",
+    "inputs_seen",
+    "bad_batch",
+    "bad_batch_size",
+    "rate_jump",
+    "rate_gone",
+    "uncleared",
 )
 
 Detector: TypeAlias = Callable[[Snapshot, History], Iterable[Evidence]]

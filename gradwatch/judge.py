@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from gradwatch.diagnosis import diagnose
 from gradwatch.episodes import Episodes
 from gradwatch.errors import Part, contain
 from gradwatch.history import Detector, History
-from gradwatch.records import Alert, Evidence, Snapshot
+from gradwatch.records import Alert, Cause, Evidence, Snapshot
 
 
 @dataclass(eq=False)
@@ -22,10 +23,13 @@ class Judge:
     history: History = field(default_factory=History)
     _parts: tuple[Part, ...] = field(init=False)
     _part: Part = field(init=False)
+    _naming: Part = field(init=False)
 
     def __post_init__(self) -> None:
         self._parts = tuple(Part(f"the detector {_name_of(detector)}") for detector in self.detectors)
         self._part = Part("judging")
+        self._naming = Part("naming causes")
+        self.episodes.diagnose = self._causes
 
     def judge(self, snapshot: Snapshot) -> tuple[Alert, ...]:
         """Return the alerts that this step changed."""
@@ -39,6 +43,10 @@ class Judge:
     def wants_detail(self) -> bool:
         """Whether evidence is open."""
         return self.episodes.wants_detail and not self._part.failed
+
+    def wants_probe(self) -> bool:
+        """Whether evidence gathers whose cause the forward pass may tell."""
+        return not self._part.failed and (self.episodes.wants_probe or self.history.just_stuck)
 
     def state(self) -> dict[str, object]:
         """Return what must survive a restart."""
@@ -57,6 +65,13 @@ class Judge:
             memory = state["detectors"].get(_name_of(detector))
             if memory is not None and hasattr(detector, "restore"):
                 detector.restore(memory)
+
+    def _causes(self, alert: Alert, snapshot: Snapshot) -> tuple[Cause, ...]:
+        causes: tuple[Cause, ...] = ()
+        if not self._naming.failed:
+            with contain(self._naming):
+                causes = diagnose(alert, snapshot, self.history)
+        return causes
 
     def _evidence(self, snapshot: Snapshot) -> Iterator[Evidence]:
         for detector, part in zip(self.detectors, self._parts, strict=True):

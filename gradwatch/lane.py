@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradwatch.cadence import DETAIL_EVERY, detail_is_due, probe_is_due
 from gradwatch.errors import Part
 from gradwatch.measure.clipped import look_again
 from gradwatch.measure.plan import Backend, Meter, plan
+from gradwatch.probe.recorder import Probed
 from gradwatch.records import Source, Tensors
 from gradwatch.table import StatTable
 from gradwatch.targets import Entry, Target
 from gradwatch.transfer import Delivery, Transfer
 
-DENSE_STEPS = 20
-"""The detail tier is measured at each of the first steps,"""
-DETAIL_EVERY = 10
-"""later at every tenth, and whenever evidence is open."""
 SCAN_EVERY = 100
 """The models are searched for new parameters at every tenth of the first hundred steps, later at every hundredth."""
 
@@ -43,6 +42,25 @@ class StepNote:
     """None where the rate is a tensor: its value travels with the table."""
     weight_decay: tuple[float, ...]
     eps: tuple[float, ...]
+    scheduled: bool
+    probed: tuple[Probed, ...] = ()
+    cleared: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taken:
+    """What was read of a model's forward passes since the step before."""
+
+    input: Mapping[str, Tensor]
+    numbers: Tensor | None
+    probed: Probed | None
+
+
+class Reader(Protocol):
+    """Reads forward passes."""
+
+    def take(self, lane: Lane) -> Taken | None:
+        """Hand over what was read since the step before; None if it belongs to another lane."""
 
 
 @dataclass(slots=True, eq=False)
@@ -103,11 +121,15 @@ class Lane:
     backend: Backend | None = None
     owned_elsewhere: Callable[[int], bool] = lambda _: False
     """Whether another optimizer updates the parameter with this ``id``."""
-    on_plan: Callable[[], object] = lambda: None
+    on_plan: list[Callable[[], object]] = field(default_factory=list)
     """Called when the watched tensors have changed,"""
-    on_end: Callable[[], object] = lambda: None
+    on_end: list[Callable[[], object]] = field(default_factory=list)
     """and when a step was committed or skipped."""
+    readers: list[Reader] = field(default_factory=list)
+    was_cleared: Callable[[], bool | None] = lambda: None
+    """Whether the gradients were cleared since the step before; None where that was not seen."""
     wants_detail: Callable[[], bool] = lambda: False
+    wants_probe: Callable[[], bool] = lambda: False
     log_every: int = DETAIL_EVERY
     """One step in so many is logged,"""
     log_first: int = 0
@@ -194,17 +216,13 @@ class Lane:
     # -- around them ---------------------------------------------------------------------------------------------
 
     def detail_due(self) -> bool:
-        """Whether the step to come measures the detail tier: the first ones, about every tenth, and on demand.
+        """Whether the step to come measures the detail tier."""
+        wanted = self.wants_detail()
+        return detail_is_due(self.step, wanted=wanted, log_every=self.log_every, log_first=self.log_first)
 
-        The steps that are logged are among them, or the curves of the detail statistics would end with the dense
-        steps: all of them, or about every tenth step where more are logged.
-        """
-        if self.step < DENSE_STEPS or self.wants_detail():
-            return True
-        aligned = self.log_every * -(-DETAIL_EVERY // self.log_every)
-        if (self.step - self.log_first) % aligned == 0:
-            return True
-        return self.log_every > DETAIL_EVERY and self.step % DETAIL_EVERY == 0
+    def probe_due(self) -> bool:
+        """Whether the forward pass of the step to come is to be read."""
+        return probe_is_due(self.step, wanted=self.wants_probe())
 
     def is_capturing(self) -> bool:
         """Whether a CUDA graph is being captured: nothing but kernels may happen then, and no hook runs on replay."""
@@ -263,7 +281,8 @@ class Lane:
         self._planned_for = self._signature()
         self._on_cuda = any(parameter.is_cuda for parameter in self.params)
         self._planned = True
-        self.on_plan()
+        for listener in self.on_plan:
+            listener()
 
     def _send(self, pending: Pending, *, skipped: bool) -> None:
         groups = [] if self.optimizer is None else self.optimizer.param_groups
@@ -274,6 +293,8 @@ class Lane:
             scalars["loss"] = loss
         if pending.loss_scale is not None:
             scalars["loss_scale"] = pending.loss_scale
+        taken = [entry for reader in self.readers if (entry := reader.take(self)) is not None]
+        scalars |= {name: value for entry in taken for name, value in entry.input.items()}
         rates = [group["lr"] for group in groups]
         scalars |= {f"learning_rate/{index}": rate for index, rate in enumerate(rates) if isinstance(rate, Tensor)}
         note = StepNote(
@@ -287,11 +308,16 @@ class Lane:
             learning_rates=tuple(None if isinstance(rate, Tensor) else float(rate) for rate in rates),
             weight_decay=tuple(_plain(group.get("weight_decay")) for group in groups),
             eps=tuple(_plain(group.get("eps")) for group in groups),
+            scheduled=any("initial_lr" in group for group in groups),
+            probed=tuple(entry.probed for entry in taken if entry.probed is not None),
+            cleared=self.was_cleared(),
         )
-        self.transfer.send(pending.table, scalars, note)
+        readings = [entry.numbers for entry in taken if entry.numbers is not None]
+        self.transfer.send(pending.table, scalars, note, readings)
         self.pending = None
         self.step += 1
-        self.on_end()
+        for listener in self.on_end:
+            listener()
 
 
 def _plain(value: object) -> float:

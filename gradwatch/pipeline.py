@@ -53,6 +53,7 @@ class GradWatch:
         self._shared_loss = LossMean()
         for name, lane in self.lanes.items():
             lane.wants_detail = self._judges[name].wants_detail
+            lane.wants_probe = self._judges[name].wants_probe
             lane.shared_loss = self._shared_loss
         self._close_sinks = weakref.finalize(self, _close_sinks, self._sinks, self._process)
         atexit.register(_close, weakref.ref(self))

@@ -54,6 +54,19 @@ def relative_update(snapshot: Snapshot) -> Floats:
     return snapshot.update_norm / np.maximum(snapshot.weight_norm, floor_of(snapshot.tensors, WEIGHT_FLOOR))
 
 
+def gap_to_top(snapshot: Snapshot) -> float:
+    """Decades between the largest gradient of any tensor, per element, and that of the median weight."""
+    live = (snapshot.state == GradientState.VALUE) & (snapshot.norm > 0) & snapshot.tensors.optimized
+    return log10(float(snapshot.rms[live].max())) - log10(float(np.median(snapshot.rms[live_weights(snapshot)])))
+
+
+def median_update(snapshot: Snapshot) -> float:
+    """Median update-to-weight ratio over the weights, those that did not move included; NaN if none was measured."""
+    update = relative_update(snapshot)
+    known = update[snapshot.tensors.is_weight & np.isfinite(update)]
+    return float(np.median(known)) if known.size else float("nan")
+
+
 def floor_of(tensors: Tensors, rms: float) -> Floats:
     """Norm of each tensor if all of its elements had this size."""
     floor: Floats = rms * np.sqrt(np.maximum(tensors.numel, 1))

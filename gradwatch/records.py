@@ -106,6 +106,66 @@ class OptimizerFacts:
     weight_decay: tuple[float, ...]
     eps: tuple[float, ...]
     """0.0 where the optimizer has none."""
+    scheduled: bool = False
+    """A learning-rate scheduler was made for it: the rate may still rise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputReading:
+    """The batch, as the model got it: its first floating-point input. Integer inputs give none."""
+
+    rms: float
+    max_abs: float
+    """Not finite if any element is not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recurrence:
+    """How a gradient changes on its way back over the time steps of a recurrent module."""
+
+    module: str
+    cell: str
+    """Class name, such as ``"LSTM"``; ``"loop"`` for a module that the model calls again and again."""
+    steps: int
+    decades: float
+    """log10 of what is left of a gradient after the whole sequence: negative when it shrinks."""
+    last_tenth: float
+    """Share of the loss's own gradient that enters in the last tenth of the steps; NaN where that is unknown."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModuleReadings:
+    """What the probe saw of the forward pass and of its backward: one entry an operation, in order of execution."""
+
+    modules: tuple[str, ...]
+    """Name of the module in whose forward pass the operation ran."""
+    operations: tuple[str, ...]
+    """``"linear"``, ``"conv"``, ``"norm"``, ``"attention"``, or an activation such as ``"relu"`` and ``"tanh"``."""
+    elements: NDArray[np.int64]
+    """Number of elements of the output."""
+    dtypes: tuple[str, ...]
+    """Of the output, such as ``"float16"``."""
+    input_rms: Floats
+    output_rms: Floats
+    gradient_rms: Floats
+    """Of the loss's gradient at the output; NaN where none arrived."""
+    low: Floats
+    """Share of outputs at the lower end of a bounded activation, where its slope is below 5 %; NaN for the others."""
+    high: Floats
+    """The same at the upper end; for softmax, rows with an entry above 0.99."""
+    inactive: Floats
+    """Share of units that no sample of the batch activates, for ReLU and its kin; NaN for the others."""
+    between: Floats
+    """Share of the output's mean square that differs between samples; NaN for activations."""
+    logits: Floats
+    """Root mean square of the attention logits; NaN for other operations."""
+    ran: frozenset[str] = frozenset()
+    """Names of all modules that ran."""
+    cuts: tuple[str, ...] = ()
+    """Operations that end a gradient's way, with the module they ran in: ``"encoder: detach"``."""
+    frozen_statistics: tuple[str, ...] = ()
+    """Batch normalisations that ran in evaluation mode while the model trains."""
+    recurrences: tuple[Recurrence, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -166,6 +226,12 @@ class Snapshot:
     histogram: Floats | None = None
     """Sampled elements by log2|g|, shape [tensors, 64]; see `LOWEST_OCTAVE`."""
 
+    input: InputReading | None = None
+    modules: ModuleReadings | None = None
+    """What the probe read at this step, or None."""
+    cleared: bool | None = None
+    """Gradients were cleared since the step before; None where that could not be seen."""
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the tensors, in depth order."""
@@ -210,6 +276,8 @@ class Evidence:
     """One sentence for people, with the numbers in it."""
     tensors: tuple[str, ...] = ()
     """The tensors concerned, worst first (for a single value; an array knows its own)."""
+    layers: tuple[str, ...] = ()
+    """Modules concerned, where it is not tensors that were read."""
     severity: Severity = "warning"
     immediate: bool = False
     """Alert at once, without accumulation."""

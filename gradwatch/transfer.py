@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -28,6 +28,8 @@ class Delivery(Generic[Note]):
     histogram: Floats | None
     scalars: dict[str, float]
     note: Note
+    readings: tuple[Floats, ...] = ()
+    """The probe's tables, one a model."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +42,7 @@ class _Parcel(Generic[Note]):
     names: tuple[str, ...]
     host_scalars: dict[str, float]
     note: Note
+    readings: tuple[tuple[int, int], ...]
     arrival: torch.cuda.Event | None = None
 
 
@@ -57,12 +60,15 @@ class Transfer(Generic[Note]):
         self._spare: list[Tensor] = []
         self._stream: torch.cuda.Stream | None = None
 
-    def send(self, table: StatTable, scalars: Mapping[str, Tensor | float], note: Note) -> None:
-        """Send one step's table and scalars, wherever they are."""
+    def send(
+        self, table: StatTable, scalars: Mapping[str, Tensor | float], note: Note, readings: Sequence[Tensor] = ()
+    ) -> None:
+        """Send one step's table, scalars and probe readings, wherever they are."""
         values = table.values
         if isinstance(values, np.ndarray):
             host = {name: _to_float(scalar) for name, scalar in scalars.items()}
-            self._ready.append(Delivery(*columns(values, table.missing), host, note))
+            arrived = tuple(_to_host(reading) for reading in readings)
+            self._ready.append(Delivery(*columns(values, table.missing), host, note, arrived))
             return
         on_device = {
             name: scalar
@@ -70,10 +76,12 @@ class Transfer(Generic[Note]):
             if isinstance(scalar, Tensor) and scalar.device == values.device
         }
         host = {name: _to_float(scalar) for name, scalar in scalars.items() if name not in on_device}
-        flat = torch.cat([values.reshape(-1), *(scalar.reshape(1).to(values.dtype) for scalar in on_device.values())])
+        parts = [values, *on_device.values(), *readings]
+        flat = torch.cat([part.reshape(-1).to(values.device, values.dtype, non_blocking=True) for part in parts])
         shape = (int(values.shape[0]), int(values.shape[1]))
+        shapes = tuple((int(reading.shape[0]), int(reading.shape[1])) for reading in readings)
         buffer, arrival = self._copy(flat)
-        self._under_way.append(_Parcel(buffer, shape, table.missing, tuple(on_device), host, note, arrival))
+        self._under_way.append(_Parcel(buffer, shape, table.missing, tuple(on_device), host, note, shapes, arrival))
 
     def arrived(self) -> list[Delivery[Note]]:
         """Return what has arrived since the last call, in order of sending; never waits."""
@@ -93,9 +101,18 @@ class Transfer(Generic[Note]):
         numbers = parcel.buffer.numpy().astype(np.float64)  # a copy: the buffer is used again
         size = parcel.shape[0] * parcel.shape[1]
         values = numbers[:size].reshape(parcel.shape)
-        scalars = dict(zip(parcel.names, map(float, numbers[size:]), strict=True))
+        end = size + len(parcel.names)
+        scalars = dict(zip(parcel.names, map(float, numbers[size:end]), strict=True))
+        readings = []
+        for rows, width in parcel.readings:
+            readings.append(numbers[end : end + rows * width].reshape(rows, width))
+            end += rows * width
         self._spare.append(parcel.buffer)
-        self._ready.append(Delivery(*columns(values, parcel.missing), scalars | parcel.host_scalars, parcel.note))
+        self._ready.append(
+            Delivery(
+                *columns(values, parcel.missing), scalars | parcel.host_scalars, parcel.note, readings=tuple(readings)
+            )
+        )
 
     def _copy(self, flat: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         if flat.is_cuda:  # needs another device
@@ -128,6 +145,11 @@ class Transfer(Generic[Note]):
 def _to_float(scalar: Tensor | float) -> float:
     """Read a scalar that is not on the table's device; one on the CPU, normally, where nobody has to wait."""
     return float(scalar)
+
+
+def _to_host(reading: Tensor) -> Floats:
+    """Read a probe's table beside gradients that NumPy measured: it lies on the CPU too."""
+    return reading.to(torch.float64).numpy()
 
 
 def _has_arrived(parcel: _Parcel[Note]) -> bool:

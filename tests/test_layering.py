@@ -19,14 +19,15 @@ LAYERS = [
     {"attach"},
     {"pipeline"},
     {"assembly", "judge", "lane", "state"},
-    {"measure", "detectors", "episodes", "sinks"},
+    {"measure", "probe", "episodes", "diagnosis", "sinks"},
+    {"detectors"},
     {"table", "transfer", "targets"},
-    {"depth"},
-    {"history", "readings", "records", "schema", "errors"},
+    {"depth", "cadence"},
+    {"history", "opening", "readings", "records", "schema", "errors"},
 ]
 """From the top; a module may import what lies in its own layer or below."""
 
-WITHOUT_TORCH = ["records", "history", "errors", "schema", "detectors", "episodes", "judge"]
+WITHOUT_TORCH = ["records", "history", "errors", "schema", "detectors", "diagnosis", "episodes", "judge"]
 
 
 def layer(module: str) -> int:

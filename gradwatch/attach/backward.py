@@ -40,8 +40,8 @@ class EndOfBackward:
     def attach(self) -> None:
         """Hang the triggers on, now and whenever a lane plans anew."""
         for lane in self._watch.lanes.values():
-            lane.on_plan = WeakHook(self.hang, lane.name)
-            lane.on_end = WeakHook(self.step_ended, lane.name)
+            lane.on_plan.append(WeakHook(self.hang, lane.name))
+            lane.on_end.append(WeakHook(self.step_ended, lane.name))
             self.hang(lane.name)
         self._watch.on_detach(self.remove)
 

@@ -6,15 +6,29 @@ from collections.abc import Iterable
 from functools import partial
 from typing import cast
 
+from gradwatch.detectors.accumulation import accumulation
 from gradwatch.detectors.dead import dead
 from gradwatch.detectors.exploding import exploding
 from gradwatch.detectors.nonfinite import nonfinite
+from gradwatch.detectors.saturated import saturated
+from gradwatch.detectors.spike import spike
+from gradwatch.detectors.stalled import stalled
 from gradwatch.detectors.unoptimized import unoptimized
 from gradwatch.detectors.vanishing import vanishing
 from gradwatch.errors import ConfigurationError
 from gradwatch.history import Detector
 
-DEFAULT_DETECTORS: tuple[Detector, ...] = (nonfinite, exploding, vanishing, dead, unoptimized)
+DEFAULT_DETECTORS: tuple[Detector, ...] = (
+    nonfinite,
+    accumulation,
+    unoptimized,
+    saturated,
+    dead,
+    vanishing,
+    exploding,
+    stalled,
+    spike,
+)
 """What `watch` uses unless it is given others."""
 
 

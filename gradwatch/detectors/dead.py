@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradwatch.history import History
-from gradwatch.records import Evidence, Floats, GradientState, Snapshot
+from gradwatch.records import Evidence, Floats, GradientState, ModuleReadings, Snapshot
 
 A_STEP = 1.2
 """Evidence of one step: five of them make an alert."""
 BEFORE = 0.9
 """Share of the weights before a zero one that must be zero too; otherwise it is a branch at rest."""
 SAME_ROWS = 1e-3
+DEAD_UNITS_CEILING = 0.9
+"""Share of units of one activation that are active for no sample; 0.80 in health."""
 UNDERFLOW = 1e-33
 """Root mean square of a float32 gradient whose next smaller neighbours can only be zero: that is vanishing."""
 
@@ -25,6 +27,8 @@ def dead(snapshot: Snapshot, history: History, /) -> Iterator[Evidence]:
         return
     yield from _zero(snapshot, history)
     yield from _symmetry(snapshot)
+    if snapshot.modules is not None:
+        yield from _dead_units(snapshot.modules, history)
 
 
 def _zero(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
@@ -36,6 +40,8 @@ def _zero(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
     if zero.any() and wall is None:
         yield _idle(snapshot, zero)
     value = A_STEP if wall is not None and not _has_underflown(snapshot, wall) else -2.0
+    if wall is not None and _has_underflown(snapshot, wall):
+        yield from _underflow(snapshot, zero)
     if value > 0 and history.has_no_signal:
         value = -2.0
     if value > 0 and everything and not history.losses:
@@ -74,6 +80,20 @@ def _has_underflown(snapshot: Snapshot, wall: int) -> bool:
     return bool(after.size) and float(after[0]) < UNDERFLOW
 
 
+def _underflow(snapshot: Snapshot, zero: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Iterator[Evidence]:
+    """A gradient that falls towards zero until float32 ends is vanishing, whatever the last tensors read."""
+    names = tuple(snapshot.names[row] for row in np.flatnonzero(zero).tolist())
+    yield Evidence(
+        "profile_down",
+        kind="vanishing",
+        value=2.0,
+        reading=38.0,
+        threshold=2.25,
+        tensors=names,
+        message=f"The gradient falls below what {snapshot.tensors.dtypes[0]} can hold: {len(names)} weights read zero.",
+    )
+
+
 def _zero_message(snapshot: Snapshot, rows: np.ndarray[tuple[int], np.dtype[np.int64]], *, everything: bool) -> str:
     if everything:
         return "All gradients are exactly zero."
@@ -95,6 +115,44 @@ def _idle(snapshot: Snapshot, zero: np.ndarray[tuple[int], np.dtype[np.bool_]]) 
         threshold=0.0,
         message="The gradient is exactly zero in a branch beside others that learn.",
         severity="info",
+    )
+
+
+def _detached(
+    snapshot: Snapshot, history: History, missing: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> Iterator[Evidence]:
+    """A gradient that does not arrive although the module ran is cut off; one that did not run is unused."""
+    if history.probe is None:
+        return
+    ran = np.array([layer in history.probe.ran for layer in snapshot.tensors.layers], dtype=bool)
+    fresh = history.probe_step > snapshot.step - history.missing.current
+    rows = np.flatnonzero(missing & ran & fresh)
+    yield Evidence(
+        "detached",
+        kind="dead",
+        value=A_STEP if rows.size else -2.0,
+        reading=float(rows.size),
+        threshold=0.0,
+        tensors=tuple(snapshot.names[row] for row in rows[::-1].tolist()),
+        message=f"{rows.size} tensors get no gradient, although their modules run in the forward pass.",
+    )
+
+
+def _dead_units(modules: ModuleReadings, history: History) -> Iterator[Evidence]:
+    """Units that no sample activates; three probed steps must agree on the share."""
+    share = np.nan_to_num(modules.inactive, nan=0.0)
+    if not np.isfinite(modules.inactive).any():
+        return
+    worst = int(np.argmax(share))
+    yield Evidence(
+        "dead_units",
+        kind="dead",
+        value=(float(share[worst]) - DEAD_UNITS_CEILING) / 0.05,
+        reading=float(share[worst]),
+        threshold=DEAD_UNITS_CEILING,
+        layers=(modules.modules[worst],),
+        message=f"{100 * share[worst]:.0f} % of the units in {modules.modules[worst]} are active for no sample.",
+        severity="warning" if history.is_stuck or not history.knows_loss else "info",
     )
 
 
@@ -130,6 +188,7 @@ def _missing(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
         message="The optimizer steps, and no tensor has a gradient: backward() does not reach the parameters.",
         severity="critical",
     )
+    yield from _detached(snapshot, history, missing)
     if missing.any() and not everything:
         yield Evidence(
             "missing",

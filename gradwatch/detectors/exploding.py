@@ -8,7 +8,7 @@ import numpy as np
 
 from gradwatch.history import History
 from gradwatch.readings import floor_of, live_weights, log10, lower_median, relative_update, worst_first
-from gradwatch.records import Evidence, Floats, Snapshot
+from gradwatch.records import Evidence, Floats, ModuleReadings, Snapshot
 
 UPDATE_CEILING = 0.35
 """An update of a third of the weights, in the median weight. Healthy runs reach 0.20, sick ones begin at 0.9."""
@@ -16,6 +16,8 @@ GROWTH_CEILING = 0.6
 """Decades by which the median weight grows in ten steps; 0.35 in health."""
 LEVEL_CEILING = 1.5
 """Decades above the largest level of the run's own past; 0.66 in health."""
+OVER_TIME_CEILING = 1.5
+"""Decades by which a gradient grows over a sequence; it shrinks in health."""
 PROFILE_CEILING = 2.0
 """Decades by which the gradient grows from the loss to the input; 1.3 in health."""
 
@@ -29,6 +31,8 @@ def exploding(snapshot: Snapshot, history: History, /) -> Iterator[Evidence]:
         yield from _growth(snapshot, history)
         yield from _level(snapshot, history)
         yield from _profile(snapshot, history)
+        if snapshot.modules is not None:
+            yield from _over_time(snapshot.modules)
     yield from _loss(snapshot, history)
 
 
@@ -110,6 +114,24 @@ def _profile(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
         threshold=PROFILE_CEILING,
         tensors=worst_first(snapshot.tensors, snapshot.rms, np.flatnonzero(live_weights(snapshot))),
         message=f"The gradient grows by {reading:.1f} decades from the last layers to the first.",
+    )
+
+
+def _over_time(modules: ModuleReadings) -> Iterator[Evidence]:
+    known = [entry for entry in modules.recurrences if np.isfinite(entry.decades) and entry.cell != "loop"]
+    if not known:
+        return
+    worst = max(known, key=lambda entry: entry.decades)
+    yield Evidence(
+        "recurrence_up",
+        kind="exploding",
+        value=(worst.decades - OVER_TIME_CEILING) / 0.25,
+        reading=worst.decades,
+        threshold=OVER_TIME_CEILING,
+        layers=(worst.module,),
+        message=(
+            f"The gradient grows by {worst.decades:.1f} decades over the {worst.steps} time steps of {worst.module}."
+        ),
     )
 
 

@@ -52,4 +52,17 @@ def _message(snapshot: Snapshot, names: tuple[str, ...], *, overflows: int) -> s
         )
     if not names:
         return f"The loss is {snapshot.loss}, the gradients are finite."
-    return f"{len(names)} of {len(snapshot.names)} gradients hold NaN or infinity.{loss}"
+    return f"{len(names)} of {len(snapshot.names)} gradients hold NaN or infinity{_bracket(snapshot)}.{loss}"
+
+
+def _bracket(snapshot: Snapshot) -> str:
+    """Gradients flow from the loss down: the fault lies between the last bad tensor and the clean one above it."""
+    bad = np.flatnonzero(snapshot.bad)
+    last = int(bad[-1])
+    if len(bad) == len(snapshot.names):
+        return ", from the loss down"
+    if last + 1 == len(snapshot.names):
+        return f", up to the last tensor, {snapshot.names[last]}"
+    return (
+        f"; the fault lies between {snapshot.names[last]}, which is bad, and {snapshot.names[last + 1]}, which is not"
+    )

@@ -1,4 +1,4 @@
-"""The gradient is lost on its way to the first layers, or outweighed before it moves anything."""
+"""The gradient is lost on its way to the first layers or time steps, or outweighed before it moves anything."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradwatch.history import History
-from gradwatch.readings import live_weights, log10, relative_update, worst_first
-from gradwatch.records import Evidence, GradientState, Snapshot
+from gradwatch.readings import live_weights, log10, worst_first
+from gradwatch.records import Evidence, ModuleReadings, Snapshot
 
 PROFILE_CEILING = 2.25
 """Decades of attenuation over depth. Healthy runs keep below 1.8, sick ones begin at 2.6."""
-UPDATE_FLOOR = 1e-6
-"""Update-to-weight ratio below which nothing is learned; fine-tuning at 1e-5 stays at 2e-5."""
-TOP_ABOVE = 4.0
-"""Decades between the largest gradient of any tensor and the median weight: the gradient is small, not the rate."""
+OVER_TIME_CEILING = 7.2
+"""Decades lost over a sequence, and no learning; healthy ones that learn lose up to 22."""
+SEQUENCE_STEPS = 20
+"""Shorter sequences are not judged."""
+ANSWER_AT_THE_END = 0.8
+"""Share of the loss's gradient that enters in the last tenth: a loss at every step reaches the early ones directly."""
+COLLAPSE_CEILING = 3.0
+"""Decades by which the differences between samples shrink from the first layer to the last."""
 SHRINK_CEILING = 0.02
 """Share of their norm that the weights lose in a step."""
 DECAY_OVER_GRADIENT = 3.0
@@ -27,8 +31,10 @@ def vanishing(snapshot: Snapshot, history: History, /) -> Iterator[Evidence]:
     if snapshot.skipped or snapshot.bad.any():
         return
     yield from _profile(snapshot, history)
-    yield from _update(snapshot, history)
     yield from _decay(snapshot, history)
+    if snapshot.modules is not None:
+        yield from _over_time(snapshot.modules, history)
+        yield from _collapse(snapshot.modules, history)
 
 
 def _profile(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
@@ -50,33 +56,6 @@ def _profile(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
             f"{snapshot.rms[rows[0]]:.1e} in {snapshot.names[rows[0]]}."
         ),
     )
-
-
-def _update(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
-    """Judge the median update, as it would be at the largest gradient that the run has had."""
-    rows = np.flatnonzero(live_weights(snapshot) & np.isfinite(relative_update(snapshot)))
-    if not snapshot.detail or not snapshot.global_norm or not rows.size:
-        return
-    ratio = float(np.median(relative_update(snapshot)[rows]))
-    potential = ratio * max(1.0, history.norm_reference / snapshot.global_norm)
-    quiet = history.schedule_is_quiet or _gap_to_top(snapshot) <= TOP_ABOVE
-    yield Evidence(
-        "update_small",
-        kind="vanishing",
-        value=-2.0 if quiet else (log10(UPDATE_FLOOR) - log10(potential)) / 0.5,
-        reading=potential,
-        threshold=UPDATE_FLOOR,
-        tensors=worst_first(snapshot.tensors, -snapshot.rms, rows),
-        message=(
-            f"The gradient of the weights is {_gap_to_top(snapshot):.1f} decades below the largest of any tensor, "
-            f"and one update changes them by {ratio:.1e} of their size."
-        ),
-    )
-
-
-def _gap_to_top(snapshot: Snapshot) -> float:
-    live = (snapshot.state == GradientState.VALUE) & (snapshot.norm > 0) & snapshot.tensors.optimized
-    return log10(float(snapshot.rms[live].max())) - log10(float(np.median(snapshot.rms[live_weights(snapshot)])))
 
 
 def _decay(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
@@ -103,4 +82,41 @@ def _decay(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
             f"Weight decay pulls {ratio:.3g} times harder than the gradient: "
             f"the weights shrink by {100 * reading:.1f} % a step."
         ),
+    )
+
+
+def _over_time(modules: ModuleReadings, history: History) -> Iterator[Evidence]:
+    """Judge recurrences, but only of a network that is known not to learn: most lose many decades and learn."""
+    long = [entry for entry in modules.recurrences if entry.steps >= SEQUENCE_STEPS and np.isfinite(entry.decades)]
+    judged = [entry for entry in long if not entry.last_tenth < ANSWER_AT_THE_END]
+    if not judged:
+        return
+    worst = min(judged, key=lambda entry: entry.decades)
+    lost = -worst.decades
+    yield Evidence(
+        "recurrence_down",
+        kind="vanishing",
+        value=(lost - OVER_TIME_CEILING) / 2 if history.is_stuck else -2.0,
+        reading=lost,
+        threshold=OVER_TIME_CEILING,
+        layers=(worst.module,),
+        message=f"The gradient falls by {lost:.0f} decades over the {worst.steps} time steps of {worst.module}.",
+    )
+
+
+def _collapse(modules: ModuleReadings, history: History) -> Iterator[Evidence]:
+    """Judge whether the last layers still tell one sample from another."""
+    rows = [row for row in range(len(modules.operations)) if np.isfinite(modules.between[row])][:-1]
+    if len(rows) < 3 or not history.knows_loss:
+        return
+    first, last = max(modules.between[rows[:2]]), max(modules.between[rows[-2:]])
+    lost = log10(float(first)) - log10(max(float(last), 1e-30))
+    yield Evidence(
+        "collapse",
+        kind="vanishing",
+        value=(lost - COLLAPSE_CEILING) / 0.5 if history.is_stuck else -2.0,
+        reading=lost,
+        threshold=COLLAPSE_CEILING,
+        layers=(modules.modules[rows[-1]],),
+        message=f"What differs between samples shrinks by {lost:.1f} decades from the first layers to the last.",
     )

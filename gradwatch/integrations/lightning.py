@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 from gradwatch.api import prepare
 from gradwatch.attach import optimizer as optimizer_hooks
+from gradwatch.attach.cleared import ClearedCheck
+from gradwatch.attach.forward import ForwardHooks
 from gradwatch.depth import walk
 from gradwatch.detectors import DEFAULT_DETECTORS
 from gradwatch.errors import ConfigurationError, Part, contain, logger
@@ -34,6 +36,7 @@ class _Core:
         detectors: Iterable[object] = DEFAULT_DETECTORS,
         mute: Iterable[tuple[str, str]] = (),
         sinks: Iterable[Sink] | None = None,
+        probe: bool | None = None,
     ) -> None:
         self.name = name
         self.watch: GradWatch | None = None
@@ -43,6 +46,7 @@ class _Core:
             "detectors": tuple(detectors),
             "mute": tuple(mute),
         }
+        self._probe = probe
         self._sinks = None if sinks is None else tuple(sinks)
         self._saved: Mapping[str, Any] | None = None
         self._target: Target | None = None
@@ -77,6 +81,10 @@ class _Core:
             lane.next_log_step = lambda: _log_step(trainer)
             lane.log_every = max(int(trainer.log_every_n_steps), 1)
             lane.log_first = lane.log_every - 1
+        # A training step may call the module's parts and not the module.
+        ForwardHooks(self.watch, self._target, "", probe=self._probe, parts=True).attach()
+        for lane in self.watch.lanes.values():
+            ClearedCheck(self.watch, lane).attach()
         # Under manual optimization the gradients exist before the step, also where Lightning wraps it in a closure.
         optimizer_hooks.attach_all(self.watch, keeps_pending=not pl_module.automatic_optimization)
         if self._saved is not None:
@@ -229,4 +237,5 @@ class GradWatchCallback(_Core, *_bases()):  # type: ignore[misc]  # known when i
         detectors: as in `gradwatch.watch`.
         mute: as in `gradwatch.watch`.
         sinks: where to write, in place of the console and the Trainer's loggers.
+        probe: as in `gradwatch.watch`.
     """

@@ -1,0 +1,1 @@
+"""Labelled training runs, recorded once and replayed through detection and diagnosis."""

@@ -1,0 +1,6 @@
+"""All labelled runs."""
+
+from evaluation import healthy_plain, healthy_traps, public, sick_depth, sick_training
+from evaluation.training import RUNS
+
+__all__ = ["RUNS", "healthy_plain", "healthy_traps", "public", "sick_depth", "sick_training"]
