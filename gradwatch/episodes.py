@@ -59,6 +59,10 @@ ORDER: tuple[str, ...] = (
 DEBRIS = frozenset({"zero", "profile_down", "dead_units", "saturated"})
 """What an explosion leaves behind: once one is gathering, the explosion is the alert."""
 EXPLOSIONS = ("update_large", "growth")
+AFTERMATH = 50
+"""Steps after an explosion or a spike in which what starves is what it left behind,"""
+SHOWS_LATE = frozenset({"collapse", "recurrence_down", "dead_units", "saturated"})
+"""and symptoms that are judged late, so that nobody knows when they began."""
 AFTER_SPIKE = 3
 """Steps that a spike waits for the explosion it may be the beginning of,"""
 ESCALATES = 20
@@ -321,12 +325,13 @@ def _explains(earlier: Alert, later: Alert) -> bool:  # noqa: PLR0911 - a table 
     """Whether a new finding is a consequence of an open alert; what is only `info` explains nothing worse."""
     if earlier.severity == "info" and later.severity != "info":
         return False
+    debris = earlier.kind in ("exploding", "spike") and later.kind in STARVED
+    if debris and (later.symptom in SHOWS_LATE or later.first_step <= (earlier.resolved or earlier.step) + AFTERMATH):
+        return True
     if earlier.resolved is not None and (later.first_step > earlier.resolved or earlier.kind != "exploding"):
         return False  # over, and not its debris
     if earlier.kind in (later.kind, "exploding"):
         return True
-    if earlier.kind == "spike":
-        return later.kind in STARVED and later.first_step < earlier.opened + ESCALATES
     if earlier.kind in STARVED:
         return later.kind in STARVED
     if earlier.kind == "nonfinite" and later.kind == "spike":

@@ -23,13 +23,10 @@ class _Mark:
     parameter: nn.Parameter
     identity: int = 0
     version: int = -1
-    reached: bool = False
-    """A backward pass has arrived since; only the first one finds the gradient as the user left it."""
 
     def set(self) -> None:
         gradient = self.parameter.grad
         self.identity, self.version = (0, -1) if gradient is None else (id(gradient), gradient._version)  # noqa: SLF001 - the only sign of a change in place
-        self.reached = False
 
     def is_untouched(self) -> bool:
         gradient = self.parameter.grad
@@ -37,9 +34,11 @@ class _Mark:
 
 
 class ClearedCheck:
-    """Compares each gradient at the arrival of a backward pass with itself right after the last commit.
+    """Compares each gradient at the arrival of a backward pass with itself as the last commit or backward pass left it.
 
-    Comparing with the end of the last backward pass would be blind to everybody who clips in between.
+    What is clipped between a backward pass and the commit does not count: the commit sets the mark again. A backward
+    pass for another optimizer (a generator's fills the discriminator's gradients too) adds to what it finds, and
+    whether the user clears that before the next pass is seen then.
     """
 
     def __init__(self, watch: GradWatch, lane: Lane) -> None:
@@ -48,6 +47,7 @@ class ClearedCheck:
         self._marks: list[_Mark] = []
         self._handles: list[RemovableHandle] = []
         self._cleared: bool | None = None
+        self._committed = False
 
     def attach(self) -> None:
         """Hang the hooks on, now and whenever the lane plans anew."""
@@ -65,8 +65,9 @@ class ClearedCheck:
         stride = max(1, -(-len(entries) // MAX_PARAMETERS))
         self._marks = [_Mark(parameter) for parameter in entries[::-1][::stride]]
         for index, mark in enumerate(self._marks):
-            hook = cast("Any", WeakHook(self.reached, index))
-            self._handles.append(mark.parameter.register_hook(hook))
+            arrives, added = cast("Any", WeakHook(self.reached, index)), cast("Any", WeakHook(self.added, index))
+            self._handles.append(mark.parameter.register_hook(arrives))
+            self._handles.append(mark.parameter.register_post_accumulate_grad_hook(added))
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -76,13 +77,16 @@ class ClearedCheck:
     def reached(self, index: int, _gradient: Tensor) -> None:
         """A gradient arrives and is about to be added to what is there."""
         mark = self._marks[index]
-        if mark.reached or mark.version < 0:
-            return  # not the first pass, or nothing was there after the last commit
-        mark.reached = True
+        if mark.version < 0 or not self._committed:
+            return  # nothing was there, or it is the first window: nothing to clear
         self._cleared = bool(self._cleared) or not mark.is_untouched()
+
+    def added(self, index: int, _parameter: nn.Parameter) -> None:
+        """It was added: what changes from here on is the user's doing."""
+        self._marks[index].set()
 
     def step_ended(self) -> None:
         """Remember every gradient as the commit left it."""
-        self._cleared = None
+        self._cleared, self._committed = None, True
         for mark in self._marks:
             mark.set()

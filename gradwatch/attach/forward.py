@@ -36,8 +36,10 @@ class ForwardHooks:
         self._probe = (not self._compiled) if probe is None else probe
         self._lanes = _lanes_of(watch, key)
         self._part = Part("reading the forward pass")
-        self._several = len(target.models) > 1 or "" not in target.models
-        self._key = key
+        several = len(target.models) > 1 or "" not in target.models
+        self._prefix = (key,) if several else ()
+        self._name_of_root = ".".join(self._prefix)
+        self._read: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
         self._inner: list[RemovableHandle] = []
         self._outermost: nn.Module | None = None
@@ -89,18 +91,20 @@ class ForwardHooks:
         with contain(self._part):
             self.begin(module, (arguments, keywords))
 
-    def left(self, module: nn.Module, _arguments: object, _output: object) -> None:
+    def left(self, module: nn.Module, arguments: tuple[object, ...], output: object) -> None:
         """The outermost watched module has ended, also by an exception."""
         if torch.compiler.is_compiling() or module is not self._outermost:
             return
+        if self._recording and module is self._model:  # no inner hook is on the root
+            self._read_recurrent(self._name_of_root, module, arguments, output)
         self.end()
 
     def begin(self, module: nn.Module, inputs: object) -> None:
         """Read the batch, and start the probe if it is due."""
         self._outermost, self._ever_entered = module, True
         self._read_input(inputs)
-        if self._probe and self._recorder is None and self._lanes[0].probe_due():
-            self._start_recording()
+        if self._probe and self._lanes[0].probe_due() and self._is_new(module):
+            self._start_recording(module)
 
     def end(self) -> None:
         """Stop the probe; its gradients are still to come."""
@@ -123,27 +127,35 @@ class ForwardHooks:
 
     # -- the probe -------------------------------------------------------------------------------------------------
 
-    def _start_recording(self) -> None:
+    def _is_new(self, module: nn.Module) -> bool:
+        """Only the first pass of a step is read; where parts are called one by one, the first pass of each."""
+        return self._recorder is None or (module is not self._model and module not in self._read)
+
+    def _start_recording(self, module: nn.Module) -> None:
         if self._compiled:
             self._stance = torch.compiler.set_stance("force_eager")
             self._stance.__enter__()
-        self._recorder, self._recording = Recorder(), True
-        prefix = (self._key,) if self._several else ()
-        for name, module in canonical_modules(self._model, prefix):
-            if module is self._outermost and module is self._model:
+        if self._recorder is None:
+            self._recorder, self._read = Recorder(), []
+        self._read.append(module)
+        self._recording = True
+        for name, inner in canonical_modules(self._model, self._prefix):
+            if inner is module:  # its own begin is over
+                self._recorder.path = [name]
+                self._recorder.ran[name] = None
+            if inner is self._model:
                 continue
-            self._inner.append(module.register_forward_pre_hook(cast("Any", WeakHook(self.module_begins, name))))
+            self._inner.append(inner.register_forward_pre_hook(cast("Any", WeakHook(self.module_begins, name))))
             ends = cast("Any", WeakHook(self.module_ends, name))
-            self._inner.append(module.register_forward_hook(ends, always_call=True))
-        self._recorder.ran[".".join(prefix)] = None
-        self._recorder.__enter__()
+            self._inner.append(inner.register_forward_hook(ends, always_call=True))
+        cast("AbstractContextManager[Recorder]", self._recorder).__enter__()
 
     def _stop_recording(self) -> None:
         while self._inner:
             self._inner.pop().remove()
         if self._recording and self._recorder is not None:
             self._recording = False
-            self._recorder.__exit__(None, None, None)
+            cast("AbstractContextManager[Recorder]", self._recorder).__exit__(None, None, None)
         if self._stance is not None:
             self._stance.__exit__(None, None, None)
             self._stance = None
@@ -161,7 +173,11 @@ class ForwardHooks:
             return
         if len(recorder.path) > 1:
             recorder.path.pop()
-        if isinstance(module, nn.RNNBase) and output is not None and not self._part.failed:
+        self._read_recurrent(name, module, arguments, output)
+
+    def _read_recurrent(self, name: str, module: nn.Module, arguments: tuple[object, ...], output: object) -> None:
+        recorder = self._recorder
+        if isinstance(module, nn.RNNBase) and output is not None and recorder is not None and not self._part.failed:
             with contain(self._part), torch._C.DisableTorchFunction():  # noqa: SLF001 - our own calls are not the model's
                 recorder.read_recurrent(name, module, arguments, output)
 

@@ -17,7 +17,9 @@ SAME_ROWS = 1e-3
 DEAD_UNITS_CEILING = 0.9
 """Share of units of one activation that are active for no sample; 0.80 in health."""
 UNDERFLOW = 1e-33
-"""Root mean square of a float32 gradient whose next smaller neighbours can only be zero: that is vanishing."""
+"""Root mean square of a float32 gradient whose next smaller neighbours can only be zero: that is vanishing,"""
+FALLS = 4.0
+"""and so is a gradient that has fallen by so many decades where it still can be read."""
 
 
 def dead(snapshot: Snapshot, history: History, /) -> Iterator[Evidence]:
@@ -75,9 +77,14 @@ def _wall(
 
 
 def _has_underflown(snapshot: Snapshot, wall: int) -> bool:
-    """Whether the next living weight towards the loss is so small that its neighbours can only be zero."""
-    after = snapshot.rms[wall + 1 :][snapshot.tensors.is_weight[wall + 1 :] & (snapshot.norm[wall + 1 :] > 0)]
-    return bool(after.size) and float(after[0]) < UNDERFLOW
+    """Whether the living tensors, from the loss to the wall, fall towards zero: then the wall is where numbers end."""
+    living = snapshot.tensors.optimized & (snapshot.norm > 0)
+    after = snapshot.rms[wall + 1 :][snapshot.tensors.is_weight[wall + 1 :] & living[wall + 1 :]]
+    if after.size and float(after[0]) < UNDERFLOW:
+        return True
+    sizes = snapshot.rms[living]
+    third = max(1, sizes.size // 3)
+    return sizes.size >= 4 and float(np.median(sizes[:third])) < 10**-FALLS * float(np.median(sizes[-third:]))
 
 
 def _underflow(snapshot: Snapshot, zero: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Iterator[Evidence]:

@@ -30,7 +30,7 @@ def stalled(snapshot: Snapshot, history: History, /) -> Iterator[Evidence]:
     """Compare updates with weights, as they would be at the largest gradient that the run has had."""
     if snapshot.skipped or snapshot.bad.any():
         return
-    yield from _rate_gone(snapshot, history)
+    yield from _rate_gone(history)
     update = relative_update(snapshot)
     rows = np.flatnonzero(live_weights(snapshot) & np.isfinite(update))
     if not snapshot.detail or not snapshot.global_norm or not rows.size:
@@ -102,7 +102,7 @@ def _rounding(
     )
 
 
-def _rate_gone(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
+def _rate_gone(history: History) -> Iterator[Evidence]:
     if not history.peak_rate:
         return
     yield Evidence(

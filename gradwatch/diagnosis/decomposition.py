@@ -16,6 +16,7 @@ IDEAL_SLOPE = {
     "gelu": 0.7,
     "elu": 0.9,
     "tanh": 1.0,
+    "hardtanh": 1.0,
     "selu": 1.0,
     "sigmoid": 1.0,
     "softmax": 1.0,

@@ -15,12 +15,11 @@ SAMPLE = 65_536
 """Elements of an output that are read at most, whole samples of the batch, but"""
 SAMPLES = 32
 """never fewer samples than this."""
-FLAT = {"tanh": (-0.975, 0.975), "sigmoid": (0.0127, 0.9873)}
+FLAT = {"tanh": (-0.975, 0.975), "sigmoid": (0.0127, 0.9873), "hardtanh": (-0.999, 0.999)}
 """Outputs beyond these have a slope below a twentieth of the largest."""
 CONFIDENT = 0.99
 """A softmax row with an entry above this lets almost no gradient through."""
 ONE_SIDED = frozenset({"relu"})
-BOUNDED = frozenset({"tanh", "sigmoid", "softmax"})
 WEIGHTED = frozenset({"linear", "conv"})
 LOOPED = WEIGHTED | {"cell"}
 """Operations whose repetition in one module is a recurrence."""
@@ -41,10 +40,11 @@ READINGS: tuple[str, ...] = (
 def _table() -> Mapping[Function, str]:
     """Name each function by what it does; every spelling that torch has for it."""
     names = {
-        "relu": "relu relu_ relu6 threshold leaky_relu leaky_relu_ rrelu prelu hardtanh",
+        "relu": "relu relu_ relu6 threshold leaky_relu leaky_relu_ rrelu prelu",
         "gelu": "gelu silu mish softplus hardswish",
         "elu": "elu elu_ celu selu selu_",
-        "tanh": "tanh tanh_ hardtanh_",
+        "tanh": "tanh tanh_",
+        "hardtanh": "hardtanh hardtanh_",
         "sigmoid": "sigmoid sigmoid_ hardsigmoid",
         "softmax": "softmax",
         "linear": "linear",
@@ -55,7 +55,7 @@ def _table() -> Mapping[Function, str]:
         "cell": "rnn_tanh_cell rnn_relu_cell lstm_cell gru_cell",
         "heads": "multi_head_attention_forward",
     }
-    leaky = {"leaky_relu", "leaky_relu_", "rrelu", "prelu", "hardtanh", "hardtanh_", "threshold"}
+    leaky = {"leaky_relu", "leaky_relu_", "rrelu", "prelu", "threshold"}
     found: dict[Function, str] = {}
     for operation, spellings in names.items():
         for spelling in spellings.split():

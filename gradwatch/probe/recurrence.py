@@ -86,7 +86,7 @@ def _through_time(module: nn.RNNBase, cell: Cell, sequence: Tensor) -> tuple[Ten
 
 def _cell(module: nn.RNNBase, suffix: str) -> Cell:
     names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if module.bias else [])]
-    device = module.weight_ih_l0.device
+    device = next(module.parameters()).device
     weights = [getattr(module, name + suffix).detach().to(_widest(device)) for name in names]
     if isinstance(module, nn.LSTM):
         return lambda inputs, states: list(torch.lstm_cell(inputs, states, *weights))

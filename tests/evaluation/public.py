@@ -101,7 +101,15 @@ def resnet() -> nn.Module:
 
 
 def convnext() -> nn.Module:
-    return library("ConvNext", image_size=8, num_channels=1, patch_size=1, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_labels=10)
+    return library(
+        "ConvNext",
+        image_size=8,
+        num_channels=1,
+        patch_size=1,
+        hidden_sizes=[8, 16, 24, 32],
+        depths=[1, 1, 1, 1],
+        num_labels=10,
+    )
 
 
 def mobilenet() -> nn.Module:
@@ -109,7 +117,17 @@ def mobilenet() -> nn.Module:
 
 
 def opt() -> nn.Module:
-    return library("OPT", num_hidden_layers=2, hidden_size=32, ffn_dim=64, num_attention_heads=4, vocab_size=64, max_position_embeddings=32, dropout=0.0, word_embed_proj_dim=32)
+    return library(
+        "OPT",
+        num_hidden_layers=2,
+        hidden_size=32,
+        ffn_dim=64,
+        num_attention_heads=4,
+        vocab_size=64,
+        max_position_embeddings=32,
+        dropout=0.0,
+        word_embed_proj_dim=32,
+    )
 
 
 def text(model: nn.Module, build: Build, **options: Any) -> Training:
@@ -122,7 +140,9 @@ def text(model: nn.Module, build: Build, **options: Any) -> Training:
 
 
 def pictures(model: nn.Module, build: Build, *, scale: int = 1, **options: Any) -> Training:
-    return digits(model, build, inputs=IMAGES.repeat_interleave(scale, 2).repeat_interleave(scale, 3), size=32, **options)
+    return digits(
+        model, build, inputs=IMAGES.repeat_interleave(scale, 2).repeat_interleave(scale, 3), size=32, **options
+    )
 
 
 def larger(at: int, factor: float) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -190,7 +210,33 @@ if find_spec("transformers") is not None:
     healthy("resnet_adam", lambda: pictures(resnet(), adam(1e-3)), steps=60)
     healthy("convnext_adamw", lambda: pictures(convnext(), adamw(1e-3)), steps=60)
     healthy("mobilenet_adam", lambda: pictures(mobilenet(), adam(1e-3), scale=4), steps=30)
-    sick("resnet_rate_50", "exploding nonfinite dead saturated vanishing", "learning_rate", lambda: pictures(resnet(), sgd(50.0)), steps=40)
-    sick("convnext_adam_1", "exploding nonfinite dead vanishing", "learning_rate", lambda: pictures(convnext(), adam(1.0)), steps=40)
-    sick("resnet_nan_batch", "nonfinite", "data", lambda: pictures(resnet(), adam(), spoil=broken(20)), steps=30, onset=20)
-    sick("convnext_batch_x1000", "spike exploding nonfinite", "data", lambda: pictures(convnext(), adamw(1e-3), spoil=larger(40, 1000.0)), steps=60, onset=40)
+    sick(
+        "resnet_rate_50",
+        "exploding nonfinite dead saturated vanishing",
+        "learning_rate",
+        lambda: pictures(resnet(), sgd(50.0)),
+        steps=40,
+    )
+    sick(
+        "convnext_adam_1",
+        "exploding nonfinite dead vanishing",
+        "learning_rate",
+        lambda: pictures(convnext(), adam(1.0)),
+        steps=40,
+    )
+    sick(
+        "resnet_nan_batch",
+        "nonfinite",
+        "data",
+        lambda: pictures(resnet(), adam(), spoil=broken(20)),
+        steps=30,
+        onset=20,
+    )
+    sick(
+        "convnext_batch_x1000",
+        "spike exploding nonfinite",
+        "data",
+        lambda: pictures(convnext(), adamw(1e-3), spoil=larger(40, 1000.0)),
+        steps=60,
+        onset=40,
+    )

@@ -133,7 +133,7 @@ sick(
     "attention_softmax_x30",
     "saturated exploding",
     SATURATING,
-    lambda: digits(Attention(3, fused=False, scale=6.0), sgd(0.05)),
+    lambda: digits(Attention(3, fused=False, scale=30.0), sgd(0.05)),
 )
 sick(
     "hardtanh_std_1",

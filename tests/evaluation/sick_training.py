@@ -176,7 +176,7 @@ sick("bfloat16_adam_1e5", "stalled", ROUND, lambda: digits(mlp(3, 64).bfloat16()
 sick("bfloat16_sgd_2e4", "stalled", ROUND, lambda: digits(mlp(3, 64).bfloat16(), sgd(2e-4), inputs=DIGITS.bfloat16()))
 sick("bfloat16_transformer_1e5", "stalled", ROUND, lambda: language(Characters(2).bfloat16(), adamw(1e-5)), steps=40)
 sick(
-    "float16_adam_1e5", "stalled", ROUND, lambda: digits(mlp(3, 64).half(), adam(1e-5, eps=1e-4), inputs=DIGITS.half())
+    "float16_adam_1e6", "stalled", ROUND, lambda: digits(mlp(3, 64).half(), adam(1e-6, eps=1e-4), inputs=DIGITS.half())
 )
 sick(
     "float16_tiny_loss",
@@ -496,7 +496,7 @@ sick(
     steps=40,
 )
 sick(
-    "relu_rnn_gain_16_clipped_adam",
+    "relu_rnn_gain_18_adam",
     UP,
     "recurrence initialization learning_rate",
     lambda: sequence(rnn("relu", times(nn.init.orthogonal_, 1.6)), adam(), 60, clip=1.0),
