@@ -27,6 +27,8 @@ class Opening:
     input_rms: float = float("nan")
     forward_growth: float = float("nan")
     """Output of the last hidden operation over that of the first one."""
+    forward_fall: float = float("nan")
+    """Smallest output of a hidden operation that is not zero over that of the first: a signal that dies out."""
     output_gradient: float = float("nan")
     """rms of the loss's gradient at the model's last weighted output."""
     output_elements: int = 0
@@ -78,6 +80,8 @@ class Opening:
         hidden = modules.output_rms[rows[:-1]]
         if len(hidden) > 1 and hidden[0] > 0:
             self.forward_growth = float(hidden[-1] / hidden[0]) if np.isfinite(hidden[-1]) else float("inf")
+            alive = hidden[hidden > 0]
+            self.forward_fall = float(alive.min() / hidden[0])
         if rows:
             self.output_gradient = float(modules.gradient_rms[rows[-1]])
             self.output_elements = int(modules.elements[rows[-1]])

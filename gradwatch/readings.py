@@ -44,9 +44,22 @@ def profile(snapshot: Snapshot, weight_norm: Floats) -> Profile | None:
     root = np.sqrt(snapshot.tensors.numel[rows])
     relative = np.log10(snapshot.norm[rows] / np.maximum(weight_norm[rows], WEIGHT_FLOOR * root))
     element = np.log10(snapshot.norm[rows] / root)
-    third = max(1, len(rows) // 3)
-    rises = [float(np.median(values[-third:]) - np.median(values[:third])) for values in (relative, element)]
+    starts = _new_depths(snapshot.tensors, rows)
+    if len(starts) < MIN_WEIGHTS:
+        return None
+    third = max(1, len(starts) // 3)
+    # Of parallel branches, such as experts, the one with the most gradient speaks for their depth.
+    strongest = [np.maximum.reduceat(values, starts) for values in (relative, element)]
+    rises = [float(np.median(values[-third:]) - np.median(values[:third])) for values in strongest]
     return Profile(down=min(rises), up=-max(rises))
+
+
+def _new_depths(tensors: Tensors, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions in `rows` at which another depth begins."""
+    if not tensors.depths:
+        return np.arange(len(rows))
+    depths = np.asarray(tensors.depths)[rows]
+    return np.flatnonzero(np.append(True, depths[1:] != depths[:-1]))
 
 
 def relative_update(snapshot: Snapshot) -> Floats:

@@ -28,6 +28,20 @@ KINDS: tuple[str, ...] = (
 )
 """The alert kinds; stable strings."""
 
+CAUSES: tuple[str, ...] = (
+    "depth",
+    "activation",
+    "initialization",
+    "learning_rate",
+    "precision",
+    "data",
+    "recurrence",
+    "graph",
+    "accumulation",
+    "unknown",
+)
+"""What an alert can have for a reason; stable strings."""
+
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 """From the least to the most severe."""
 
@@ -64,6 +78,9 @@ class Tensors:
     """Index of the optimizer's parameter group, -1 for a tensor in no watched optimizer."""
     series: NDArray[np.bool_]
     """True where every path from the loss back to the inputs passes the operation that uses the tensor."""
+    depths: tuple[int, ...] = ()
+    """Longest path, in operations, from the loss to the operation that uses the tensor; parallel branches share it.
+    Empty where no graph was walked: then every tensor has a depth of its own."""
     order_source: Literal["autograd", "registration"] = "registration"
     """Where the depth order comes from: the autograd graph of the first training output, or registration."""
 

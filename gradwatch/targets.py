@@ -88,6 +88,7 @@ class Target:
             dtypes=tuple(str(entry.parameter.dtype).removeprefix("torch.") for entry in entries),
             groups=np.array([groups.get(id(entry.parameter), -1) for entry in entries], dtype=np.int64),
             series=np.array([self._in_series(entry) for entry in entries], dtype=bool),
+            depths=self._depths(entries),
             order_source=self._order_source(),
         )
 
@@ -104,6 +105,13 @@ class Target:
             if id(parameter) in depth.distance:
                 return depth.distance[id(parameter)]
         return None
+
+    def _depths(self, entries: Iterable[Entry]) -> tuple[int, ...]:
+        """Depth of each entry; what the graph did not reach gets a negative number of its own."""
+        if not self._depth:
+            return ()
+        known = [self._distance(entry.parameter) for entry in entries]
+        return tuple(-1 - row if distance is None else distance for row, distance in enumerate(known))
 
     def _in_series(self, entry: Entry) -> bool:
         if not self._depth:

@@ -18,6 +18,8 @@ DEAD_UNITS_CEILING = 0.9
 """Share of units of one activation that are active for no sample; 0.80 in health."""
 UNDERFLOW = 1e-33
 """Root mean square of a float32 gradient whose next smaller neighbours can only be zero: that is vanishing,"""
+SIGNAL_FALLS = 1e-6
+"""So is one of a signal that dies out on its way from the first layer to the last,"""
 FALLS = 4.0
 """and so is a gradient that has fallen by so many decades where it still can be read."""
 
@@ -41,8 +43,9 @@ def _zero(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
     everything = bool(zero.any()) and not snapshot.global_norm
     if zero.any() and wall is None:
         yield _idle(snapshot, zero)
-    value = A_STEP if wall is not None and not _has_underflown(snapshot, wall) else -2.0
-    if wall is not None and _has_underflown(snapshot, wall):
+    underflown = wall is not None and _has_underflown(snapshot, history, wall)
+    value = A_STEP if wall is not None and not underflown else -2.0
+    if underflown:
         yield from _underflow(snapshot, zero)
     if value > 0 and history.has_no_signal:
         value = -2.0
@@ -76,8 +79,10 @@ def _wall(
     return last if share >= BEFORE else None
 
 
-def _has_underflown(snapshot: Snapshot, wall: int) -> bool:
+def _has_underflown(snapshot: Snapshot, history: History, wall: int) -> bool:
     """Whether the living tensors, from the loss to the wall, fall towards zero: then the wall is where numbers end."""
+    if history.opening.forward_fall < SIGNAL_FALLS:
+        return True  # forwards it is the same: what the weights multiply is nothing
     living = snapshot.tensors.optimized & (snapshot.norm > 0)
     after = snapshot.rms[wall + 1 :][snapshot.tensors.is_weight[wall + 1 :] & living[wall + 1 :]]
     if after.size and float(after[0]) < UNDERFLOW:

@@ -93,7 +93,7 @@ class Case:
     @property
     def depth(self) -> int:
         """Number of weights in a row."""
-        return int(live_weights(self.snapshot).sum())
+        return int(self.snapshot.tensors.is_weight.sum())
 
     @property
     def recurrence_grows(self) -> bool:

@@ -383,8 +383,13 @@ def table(
 
 
 def regression(model: nn.Module, build: Build, targets: Tensor, **options: Any) -> Training:
-    """Predict diabetes."""
-    return table(model, build, DIABETES, targets.reshape(-1, 1), loss=functional.mse_loss, **options)
+    """Predict diabetes, with a loss of any scale."""
+    scale = options.pop("scale", 1.0)
+
+    def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
+        return scale * functional.mse_loss(outputs, wanted)
+
+    return table(model, build, DIABETES, targets.reshape(-1, 1), loss=loss, **options)
 
 
 def language(model: nn.Module, build: Build, *, size: int = 16, length: int = 32, **options: Any) -> Training:

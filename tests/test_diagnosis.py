@@ -1,0 +1,181 @@
+"""Causes come from measurements, each with evidence and something to write."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from builders import snapshot, tensors
+from torch import nn
+
+import gradwatch
+from gradwatch.diagnosis import diagnose
+from gradwatch.diagnosis.decomposition import IDEAL_SLOPE, decompose
+from gradwatch.diagnosis.remedies import _REMEDIES
+from gradwatch.diagnosis.rules import MAX_CAUSES, RULES
+from gradwatch.episodes import ORDER
+from gradwatch.history import History
+from gradwatch.records import CAUSES, Alert, InputReading, ModuleReadings
+
+
+def readings(operations, gradients, **changes):
+    number = len(operations)
+    nothing = np.full(number, np.nan)
+    made = ModuleReadings(
+        modules=tuple(map(str, range(number))),
+        operations=tuple(operations),
+        elements=np.full(number, 640),
+        dtypes=("float32",) * number,
+        input_rms=np.ones(number),
+        output_rms=np.ones(number),
+        gradient_rms=np.array(gradients, dtype=float),
+        low=nothing,
+        high=nothing,
+        inactive=nothing,
+        between=nothing,
+        logits=nothing,
+    )
+    return replace(made, **changes)
+
+
+def alert(symptom="profile_down", kind="vanishing", **changes):
+    made = Alert(
+        kind=kind,
+        symptom=symptom,
+        severity="warning",
+        optimizer="",
+        step=4,
+        first_step=2,
+        opened=4,
+        change="opened",
+        layers=("block0.layer0",),
+        tensors=("block0.layer0.weight",),
+        value=1.0,
+        threshold=0.5,
+        message="As it was read.",
+    )
+    return replace(made, **changes)
+
+
+def history(*snapshots):
+    past = History()
+    for each in snapshots:
+        past.update(each)
+    return past
+
+
+def test_every_symptom_of_our_own_has_rules_and_every_cause_a_remedy():
+    assert set(RULES) == set(ORDER)
+    assert set(_REMEDIES) == set(CAUSES) - {"unknown"}
+
+
+@pytest.mark.parametrize("symptom", ORDER)
+def test_every_symptom_gets_causes_with_evidence_and_remedy_from_a_bare_history(symptom):
+    now = snapshot(4)
+
+    causes = diagnose(alert(symptom), now, history(*(snapshot(i) for i in range(4)), now))
+
+    assert 1 <= len(causes) <= MAX_CAUSES
+    assert all(cause.name in CAUSES and cause.evidence and cause.remedy for cause in causes)
+    assert [cause.confidence for cause in causes] == sorted((c.confidence for c in causes), reverse=True)
+
+
+def test_a_users_own_symptom_has_no_cause():
+    assert diagnose(alert("mine"), snapshot(0), history(snapshot(0))) == ()
+    assert alert("mine").cause == "unknown"
+
+
+def test_decomposition_adds_up_to_the_whole_change_of_the_gradient():
+    gradients = [1e-6, 3e-6, 2e-4, 5e-4, 1e-2]
+
+    parts = decompose(readings(["linear", "tanh", "linear", "tanh", "linear"], gradients))
+
+    assert parts.layers == 2
+    assert parts.activations == pytest.approx(np.log10(1e-6 / 3e-6) + np.log10(2e-4 / 5e-4))
+    assert parts.activations + parts.weights == pytest.approx(np.log10(1e-6 / 1e-2))
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "elu"])
+def test_an_ideal_activation_and_weights_that_make_up_for_it_lose_nothing(activation):
+    slope = IDEAL_SLOPE[activation]
+    gradients = [slope, 1.0, slope, 1.0]  # the activation takes its slope, the weights give it back
+
+    parts = decompose(readings(["linear", activation, "linear", activation], gradients))
+
+    assert parts.activations == pytest.approx(0.0, abs=1e-9)
+    assert parts.weights == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("activation", "init", "cause"),
+    [
+        (nn.Sigmoid, lambda w: nn.init.xavier_normal_(w), "activation"),
+        (nn.Tanh, lambda w: nn.init.normal_(w, std=0.02), "initialization"),
+    ],
+)
+def test_flat_activations_and_small_weights_are_told_apart(activation, init, cause):
+    torch.manual_seed(0)
+    layers = [module for _ in range(10) for module in (nn.Linear(32, 32), activation())]
+    for layer in layers[::2]:
+        init(layer.weight)
+    model = nn.Sequential(*layers, nn.Linear(32, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = gradwatch.watch(model, optimizer, sinks=[])
+    for _ in range(8):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(torch.randn(16, 32)), torch.randint(0, 4, (16,))).backward()
+        optimizer.step()
+    watch.close()
+
+    assert [a.cause for a in watch.alerts if a.severity != "info"] == [cause]
+
+
+def test_a_bad_batch_is_remembered_until_the_loss_shows_it():
+    def now(step, largest=1.0):
+        return replace(snapshot(step), input=InputReading(rms=1.0, max_abs=largest))
+
+    past = history(*(now(step, 60.0 if step == 12 else 1.0) for step in range(20)))
+
+    near = diagnose(alert("growth", "exploding", first_step=15), now(20), past)
+    far = diagnose(alert("growth", "exploding", first_step=30), now(34), past)
+
+    assert near[0].name == "data"
+    assert "step 12" in near[0].evidence
+    assert far[0].name == "learning_rate"
+
+
+def test_the_remedy_follows_the_optimizer():
+    facts = snapshot(0).optimizer_facts
+    adam = replace(snapshot(4), optimizer_facts=replace(facts, name="AdamW"))
+    sgd = snapshot(4)
+
+    said = [diagnose(alert("update_large", "exploding", first_step=20), s, history(s))[0].remedy for s in (adam, sgd)]
+
+    assert "clipping does not" in said[0]
+    assert "clip_grad_norm_" in said[1]
+
+
+def test_float16_comes_first_where_numbers_end():
+    half = tensors(dtypes=("float16",) * 4)
+    now = replace(snapshot(4, of=half), loss=1.0)
+
+    assert diagnose(alert("nonfinite", "nonfinite"), now, history(now))[0].name == "precision"
+
+
+def test_a_failing_diagnosis_costs_the_cause_and_not_the_alert(monkeypatch, caplog):
+    monkeypatch.setattr("gradwatch.judge.diagnose", lambda *_: 1 / 0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    watch = gradwatch.watch(model, optimizer, sinks=[])
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+    watch.close()
+
+    assert [a.kind for a in watch.alerts] == ["stalled"]
+    assert watch.alerts[0].cause == "unknown"
+    assert caplog.text.count("naming causes failed") == 1
