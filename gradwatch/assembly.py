@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,8 @@ from gradwatch.transfer import Delivery
 
 def assemble(lane: str, delivery: Delivery[StepNote], *, several_lanes: bool = False) -> Snapshot:
     """Return the frozen record of one step."""
-    note, scalars, columns = delivery.note, delivery.scalars, dict(delivery.columns)
+    note, scalars = delivery.note, delivery.scalars
+    columns: dict[str, Any] = dict(delivery.columns)
     state = columns.pop("state").astype(np.int8)
     total = _global_norm(note.tensors, state, columns["norm"])
     return Snapshot(
@@ -47,6 +49,11 @@ def assemble(lane: str, delivery: Delivery[StepNote], *, several_lanes: bool = F
         state=state,
         std=_std(note.tensors, columns),
         histogram=delivery.histogram,
+        clipped_elsewhere=scalars.get("clipped_elsewhere", 0.0) > 0,
+        vetoed=scalars.get("veto", 0.0) > 0,
+        factors=_by_name(note.transforms, scalars, "transform"),
+        rearmed={name: int(count) for name, count in _by_name(note.transforms, scalars, "rearmed").items()},
+        rate_factor=scalars.get("rate_factor", 1.0),
         input=_input(scalars),
         modules=_modules(delivery),
         cleared=note.cleared,
@@ -81,6 +88,16 @@ def _facts(note: StepNote, scalars: Mapping[str, float]) -> OptimizerFacts:
         eps=note.eps,
         scheduled=note.scheduled,
     )
+
+
+def _by_name(names: tuple[str, ...], scalars: Mapping[str, float], what: str) -> dict[str, float]:
+    """Numbers of the transforms by their names; two of one kind are told apart by their place."""
+    found = {}
+    for place, name in enumerate(names):
+        if f"{what}/{place}" in scalars:
+            label = name if names.count(name) == 1 else f"{name}_{place}"
+            found[label] = scalars[f"{what}/{place}"]
+    return found
 
 
 def _input(scalars: Mapping[str, float]) -> InputReading | None:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from gradwatch.cadence import DETAIL_EVERY, detail_is_due, probe_is_due
 from gradwatch.errors import Part
+from gradwatch.handover import Handover
 from gradwatch.measure.clipped import look_again
 from gradwatch.measure.plan import Backend, Meter, plan
 from gradwatch.probe.recorder import Probed
@@ -20,6 +21,7 @@ from gradwatch.records import Source, Tensors
 from gradwatch.table import StatTable
 from gradwatch.targets import Entry, Target
 from gradwatch.transfer import Delivery, Transfer
+from gradwatch.transforming import Transforms, finish, gradients_of, merged, names
 
 SCAN_EVERY = 100
 """The models are searched for new parameters at every tenth of the first hundred steps, later at every hundredth."""
@@ -43,6 +45,7 @@ class StepNote:
     weight_decay: tuple[float, ...]
     eps: tuple[float, ...]
     scheduled: bool
+    transforms: tuple[str, ...] = ()
     probed: tuple[Probed, ...] = ()
     cleared: bool | None = None
 
@@ -73,12 +76,18 @@ class Pending:
     detail: bool
     table: StatTable
     loss_scale: Tensor | float | None
+    divisor: Tensor | None
+    """What the gradients in memory are still multiplied by."""
     identities: list[int]
     """`id` and version of the gradients: whoever changes one before the update has clipped it."""
     versions: list[int]
     scalars: dict[str, Tensor | float] = field(default_factory=dict)
     sampled: bool = False
     """The weights were sampled before the update."""
+    clipped: bool = False
+    """Somebody else changed the gradients after they were observed."""
+    handover: Handover = field(default_factory=Handover)
+    """What the transforms leave for the optimizer."""
     sealed: bool = False
     """The update is under way: later gradients (L-BFGS evaluates its closure again) are not this step's."""
 
@@ -96,6 +105,12 @@ class LossMean:
             loss = loss.detach().reshape(()).to(torch.float32, copy=True)
         self._total = self._total + loss
         self._count += 1
+
+    def peek(self, other: LossMean) -> Tensor | float | None:
+        """Return the mean of this one, else of the other, without starting afresh."""
+        if self._count:
+            return self._total / self._count
+        return other._total / other._count if other._count else None
 
     def take(self) -> Tensor | float | None:
         """Return the mean and start afresh; None if nothing was logged."""
@@ -136,6 +151,12 @@ class Lane:
     """this one first."""
     next_log_step: Callable[[], int | None] = lambda: None
 
+    transforms: Transforms = field(default_factory=lambda: Transforms(()))
+    deferred: list[Callable[[], object]] = field(default_factory=list)
+    """What reactions left to be done when the optimizer is through with its step."""
+    rate_factors: dict[int, float] = field(default_factory=dict)
+    """What each parameter group's learning rate is multiplied by around the update; 1 where there is none."""
+
     loss: LossMean = field(default_factory=LossMean)
     """Losses logged for this optimizer by name."""
     shared_loss: LossMean = field(default_factory=LossMean)
@@ -173,6 +194,7 @@ class Lane:
             detail=detail,
             table=self._meter.measure(grads, divisor=divisor, detail=detail),
             loss_scale=divisor if loss_scale is None else loss_scale,
+            divisor=divisor,
             identities=list(map(id, present)),
             versions=list(map(_versions, present)),
         )
@@ -194,8 +216,21 @@ class Lane:
             everywhere = all(now != then for now, then in zip(versions, pending.versions, strict=True))
             optimized = self._tensors.optimized
             pending.scalars |= look_again(self._meter, pending.table, grads, optimized, everywhere=everywhere)
+            pending.clipped = True
+        if self.transforms.transforms:
+            self._transform(pending, grads)
         self._sample_weights(pending)
         pending.sealed = True
+
+    def transform_again(self, divisor: Tensor | None) -> None:
+        """Transform the gradients of a further evaluation of a closure; the step is measured at its first."""
+        if self.transforms.transforms and self.pending is not None:
+            grads = [parameter.grad for parameter in self.params]
+            rows = self._rows(grads)
+            gradients = gradients_of(self._tensors.names, self.params, self.pending.table, rows, divisor=divisor)
+            gradients.measure()
+            self.transforms.run(gradients)
+            gradients.apply()
 
     def commit(self, *, found_inf: Tensor | None = None) -> None:
         """The update was made; `found_inf` is the flag by which a fused optimizer may have vetoed it on the device."""
@@ -260,6 +295,27 @@ class Lane:
             self._meter.sample_before()
             pending.sampled = True
 
+    def _transform(self, pending: Pending, grads: list[Tensor | None]) -> None:
+        rows = self._rows(grads)
+        if not rows:
+            return
+        gradients = gradients_of(self._tensors.names, self.params, pending.table, rows, divisor=pending.divisor)
+        gradients.loss = self.loss.peek(self.shared_loss)
+        if pending.clipped:
+            gradients.measure()
+            pending.scalars["clipped_elsewhere"] = 1.0
+        pending.scalars |= self.transforms.run(gradients)
+        pending.scalars |= merged(pending.scalars, gradients)
+        if gradients.may_skip:
+            pending.scalars["veto"] = gradients.skip.to(torch.float32)
+        fused = bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
+        pending.handover = finish(gradients, fused=fused, host=not isinstance(pending.table.values, Tensor))
+
+    def _rows(self, grads: list[Tensor | None]) -> list[int]:
+        """Return the tensors of the optimizer that have a gradient."""
+        optimized = self._tensors.optimized.tolist()
+        return [row for row, grad in enumerate(grads) if grad is not None and optimized[row] and grad.numel()]
+
     def _is_stale(self, *, thorough: bool) -> bool:
         """Whether the plan no longer fits: cheap signs at every step, a full scan where `thorough`."""
         if not self._planned or self._signature() != self._planned_for:
@@ -296,6 +352,8 @@ class Lane:
         taken = [entry for reader in self.readers if (entry := reader.take(self)) is not None]
         scalars |= {name: value for entry in taken for name, value in entry.input.items()}
         rates = [group["lr"] for group in groups]
+        if self.rate_factors:
+            scalars["rate_factor"] = min(self.rate_factors.values())
         scalars |= {f"learning_rate/{index}": rate for index, rate in enumerate(rates) if isinstance(rate, Tensor)}
         note = StepNote(
             step=pending.step,
@@ -309,6 +367,7 @@ class Lane:
             weight_decay=tuple(_plain(group.get("weight_decay")) for group in groups),
             eps=tuple(_plain(group.get("eps")) for group in groups),
             scheduled=any("initial_lr" in group for group in groups),
+            transforms=names(self.transforms.transforms),
             probed=tuple(entry.probed for entry in taken if entry.probed is not None),
             cleared=self.was_cleared(),
         )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, cast
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -17,28 +19,39 @@ from gradwatch.assembly import assemble
 from gradwatch.detectors import build
 from gradwatch.episodes import Episodes
 from gradwatch.errors import ConfigurationError, Part, contain
+from gradwatch.interventions import ChangeLog
 from gradwatch.judge import Judge
 from gradwatch.lane import Lane, LossMean
+from gradwatch.reacting import Reactions, budgets_of
+from gradwatch.reactions import Reaction
 from gradwatch.records import Alert, Intervention, Sink, Snapshot
+from gradwatch.run import LaneRun
 from gradwatch.state import from_portable, to_portable
+from gradwatch.transforming import Transforms
+from gradwatch.transforms.gradients import Transform
 
 Remover: TypeAlias = Callable[[], None]
 
 STATE_VERSION = 1
+MAX_INTERVENTIONS = 10_000
 
 
 class GradWatch:
     """What `gradwatch.watch` returns: drives measuring, judging and writing, and can be taken off again."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a watch
         self,
         lanes: Iterable[Lane],
         sinks: Iterable[Sink],
         *,
         detectors: Iterable[object],
         mute: Iterable[tuple[str, str]] = (),
+        transforms: Iterable[Transform] = (),
+        reactions: Iterable[Reaction] = (),
     ) -> None:
         self.lanes = {lane.name: lane for lane in lanes}
+        self.should_stop = False
+        """A reaction has asked for the end of training; the loop reads it."""
         detectors, mute = tuple(detectors), tuple(mute)
         self._judges = {
             name: Judge(name=name, detectors=build(detectors), episodes=Episodes(mute=mute)) for name in self.lanes
@@ -51,7 +64,17 @@ class GradWatch:
         self._closed = False
         self._process = os.getpid()
         self._shared_loss = LossMean()
+        self._interventions: list[Intervention] = []
+        self._changes = {name: ChangeLog() for name in self.lanes}
+        transforms, reactions = tuple(transforms), tuple(reactions)
+        own = (lambda parts: tuple(map(deepcopy, parts))) if len(self.lanes) > 1 else tuple
+        self._reactions = {
+            name: Reactions(own((*reactions, *budgets_of(transforms))), LaneRun(lane, self._stop))
+            for name, lane in self.lanes.items()
+        }
         for name, lane in self.lanes.items():
+            # What a transform remembers is of one optimizer: with several each has copies of its own.
+            lane.transforms = Transforms(own(transforms))
             lane.wants_detail = self._judges[name].wants_detail
             lane.wants_probe = self._judges[name].wants_probe
             lane.shared_loss = self._shared_loss
@@ -64,6 +87,11 @@ class GradWatch:
     def alerts(self) -> tuple[Alert, ...]:
         """All alerts so far, resolved ones too, in order of opening."""
         return tuple(self._alerts.values())
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """What was changed about the training, in order: the newest ten thousand changes."""
+        return tuple(self._interventions)
 
     @property
     def latest(self) -> Snapshot | None:
@@ -118,7 +146,13 @@ class GradWatch:
         """Return what must survive a restart: plain Python values and tensors only."""
         self.collect(wait=True)
         lanes = {
-            name: {"step": lane.step, "judge": to_portable(self._judges[name].state())}
+            name: {
+                "step": lane.step,
+                "judge": to_portable(self._judges[name].state()),
+                "transforms": lane.transforms.state(),
+                "reactions": to_portable(self._reactions[name].state()),
+                "rate_factors": {str(group): factor for group, factor in lane.rate_factors.items()},
+            }
             for name, lane in self.lanes.items()
         }
         return {"version": STATE_VERSION, "lanes": lanes}
@@ -144,6 +178,10 @@ class GradWatch:
             judge = self._judges[name]
             judge.restore(from_portable(saved["judge"]))
             self._alerts |= {alert.key: alert for alert in judge.episodes.open}
+            self.lanes[name].transforms.restore(saved.get("transforms", ()))
+            self._reactions[name].restore(cast("Sequence[Any]", from_portable(saved.get("reactions", []))))
+            factors = saved.get("rate_factors", {})
+            self.lanes[name].rate_factors = {int(group): factor for group, factor in factors.items()}
 
     def detach(self) -> None:
         """Take every hook off model, optimizer and scaler; what was measured stays readable."""
@@ -197,16 +235,27 @@ class GradWatch:
         for delivery in lane.deliveries(wait=wait):
             snapshot = assemble(lane.name, delivery, several_lanes=len(self.lanes) > 1)
             self._latest = snapshot
+            made: list[Intervention] = list(self._changes[lane.name].update(snapshot))
+            snapshot = replace(snapshot, clip_rate=self._changes[lane.name].clip_rate)
+            self._latest = snapshot
             changed = self._judges[lane.name].judge(snapshot)
             for alert in changed:
                 self._alerts[alert.key] = alert
-            self._write(snapshot, changed, ())
+            try:
+                for intervention in self._reactions[lane.name].react(snapshot, changed):
+                    made.append(intervention)  # noqa: PERF402 - a stop may end it halfway
+            finally:  # a stop is an exception: what led to it is on record all the same
+                self._interventions = [*self._interventions, *made][-MAX_INTERVENTIONS:]
+                self._write(snapshot, changed, tuple(made))
 
     def _write(self, snapshot: Snapshot, alerts: tuple[Alert, ...], interventions: tuple[Intervention, ...]) -> None:
         for sink, part in self._sinks:
             if not part.failed:
                 with contain(part):
                     sink.write(snapshot, alerts, interventions)
+
+    def _stop(self, _reason: str) -> None:
+        self.should_stop = True
 
     def _chosen(self, optimizer: Optimizer | str | None) -> tuple[Lane, ...]:
         """Return the lanes meant: all of them for None."""

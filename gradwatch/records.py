@@ -243,6 +243,19 @@ class Snapshot:
     histogram: Floats | None = None
     """Sampled elements by log2|g|, shape [tensors, 64]; see `LOWEST_OCTAVE`."""
 
+    clipped_elsewhere: bool = False
+    """The loop or the Trainer changed the gradients before our transforms saw them."""
+    clip_rate: float | None = None
+    """Share of the newest hundred steps at which a transform clipped."""
+    vetoed: bool = False
+    """A transform skipped the step."""
+    factors: Mapping[str, float] = field(default_factory=dict)
+    """Smallest factor that each transform applied to a tensor, by its name; 1 where it did nothing."""
+    rearmed: Mapping[str, int] = field(default_factory=dict)
+    """How often each adaptive clipper has begun afresh at a new level of the norm."""
+    rate_factor: float = 1.0
+    """What backoff has multiplied the learning rate by; `learning_rates` have it in them."""
+
     input: InputReading | None = None
     modules: ModuleReadings | None = None
     """What the probe read at this step, or None."""

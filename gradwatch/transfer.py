@@ -147,6 +147,11 @@ def _to_float(scalar: Tensor | float) -> float:
     return float(scalar)
 
 
+def read_flag(flag: Tensor) -> bool:
+    """Wait for one flag: the price of a skip before an optimizer that is not fused."""
+    return bool(flag)
+
+
 def _to_host(reading: Tensor) -> Floats:
     """Read a probe's table beside gradients that NumPy measured: it lies on the CPU too."""
     return reading.to(torch.float64).numpy()

@@ -111,7 +111,7 @@ def test_an_ideal_activation_and_weights_that_make_up_for_it_lose_nothing(activa
 @pytest.mark.parametrize(
     ("activation", "init", "cause"),
     [
-        (nn.Sigmoid, lambda w: nn.init.xavier_normal_(w), "activation"),
+        (nn.Sigmoid, nn.init.xavier_normal_, "activation"),
         (nn.Tanh, lambda w: nn.init.normal_(w, std=0.02), "initialization"),
     ],
 )

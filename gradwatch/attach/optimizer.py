@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from gradwatch.attach.overlay import Overlay
 from gradwatch.attach.weak import WeakHook
 from gradwatch.lane import Lane
 from gradwatch.pipeline import GradWatch
@@ -31,18 +32,29 @@ class StepHooks:
         self._on_first_step = on_first_step
         self._keeps_pending = keeps_pending
         self._inside = False
+        self._overlay = Overlay()
 
     def before(self, optimizer: Optimizer, arguments: Arguments, keywords: Keywords) -> tuple[Any, Any] | None:
         """Observe what nobody has observed; a closure's gradients do not exist yet: observe inside it."""
         with self._running():
-            return self._before(optimizer, arguments, keywords)
+            self._overlay.restore(optimizer)  # the step before may have raised
+            result = self._before(optimizer, arguments, keywords)
+            if self.watch is not None and self._lane.rate_factors:
+                self._overlay.put_rates(optimizer, self._lane.rate_factors)
+            return result
 
     def after(self, optimizer: Optimizer, _arguments: Arguments, _keywords: Keywords) -> None:
         """Commit: the update was made, unless ``found_inf`` vetoed it on the device."""
         with self._running():
             if self.watch is not None:
                 found_inf = getattr(optimizer, "found_inf", None)
-                self.watch.act(self._lane, lambda lane: _commit(lane, found_inf))
+                skipped = self._overlay.skips
+                try:
+                    self.watch.act(self._lane, lambda lane: _end(lane, found_inf, skipped=skipped))
+                finally:
+                    self._overlay.restore(optimizer)
+                while self._lane.deferred:
+                    self.watch.act(self._lane, lambda lane: lane.deferred.pop(0)())
 
     def _before(self, optimizer: Optimizer, arguments: Arguments, keywords: Keywords) -> tuple[Any, Any] | None:
         if self.watch is None:
@@ -53,6 +65,7 @@ class StepHooks:
         closure = arguments[1] if len(arguments) > 1 else keywords.get("closure")
         if not callable(closure):
             self.watch.act(self._lane, lambda lane: _last_look(lane, optimizer))
+            self._hand_over(optimizer)
             return None
         if not self._keeps_pending:
             self.watch.act(self._lane, _before_closure)
@@ -69,6 +82,11 @@ class StepHooks:
         finally:
             self._inside = False
 
+    def end(self, optimizer: Optimizer) -> None:
+        """Leave the optimizer as it was."""
+        if not self._inside:
+            self._overlay.restore(optimizer)
+
     def kill(self) -> None:
         """Do nothing from now on and let the watch go."""
         self.watch, self._on_first_step = None, None
@@ -77,6 +95,11 @@ class StepHooks:
     def is_running(self) -> bool:
         """Whether the optimizer is in its loop over the hooks, which removing one would break."""
         return self._inside
+
+    def _hand_over(self, optimizer: Optimizer) -> None:
+        pending = self._lane.pending
+        if pending is not None:
+            self._overlay.put_handover(optimizer, pending.handover)
 
     def _observing(self, closure: Callable[..., object], optimizer: Optimizer) -> Callable[..., object]:
         """Wrap a closure so that its first evaluation is observed; later ones (L-BFGS) are not steps."""
@@ -88,6 +111,9 @@ class StepHooks:
             if not evaluated and self.watch is not None:
                 evaluated = True
                 self.watch.act(self._lane, lambda lane: _after_evaluation(lane, optimizer))
+                self._hand_over(optimizer)
+            elif self.watch is not None:
+                self.watch.act(self._lane, lambda lane: lane.transform_again(_scale_of(optimizer)))
             return result
 
         return observed
@@ -113,6 +139,7 @@ def _attach(watch: GradWatch, optimizer: Optimizer, hooks: StepHooks) -> None:
     after = optimizer.register_step_post_hook(_uncompiled(hooks.after))
 
     def remove() -> None:
+        hooks.end(optimizer)
         if not hooks.is_running:
             before.remove()
             after.remove()
@@ -189,8 +216,11 @@ def _after_evaluation(lane: Lane, optimizer: Optimizer) -> None:
     lane.before_update()
 
 
-def _commit(lane: Lane, found_inf: Tensor | None) -> None:
-    lane.commit(found_inf=found_inf)
+def _end(lane: Lane, found_inf: Tensor | None, *, skipped: bool) -> None:
+    if skipped:
+        lane.skip()
+    else:
+        lane.commit(found_inf=found_inf)
     lane.hooked = True
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim import Adadelta, Adagrad, Adamax, NAdam, RAdam, RMSprop
+
 from evaluation.parts import (
     CANCER,
     CANCER_LABELS,
@@ -37,10 +43,6 @@ from evaluation.parts import (
     xavier,
 )
 from evaluation.training import healthy
-from torch import nn
-from torch.nn import functional
-from torch.optim import RMSprop, Adagrad, Adadelta, NAdam, RAdam, Adamax
-from functools import partial
 
 # -- multilayer perceptrons ------------------------------------------------------------------------------------------
 

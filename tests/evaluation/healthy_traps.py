@@ -7,46 +7,40 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Adam, AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, OneCycleLR, StepLR
+
 from evaluation.parts import (
-    CANCER,
-    CANCER_LABELS,
     DIABETES,
     DIABETES_TARGETS,
     DIGIT_LABELS,
     DIGITS,
-    IMAGES,
     Attention,
     Characters,
     Recurrent,
     Residual,
     adam,
     adamw,
+    adding,
     cnn,
     digits,
-    he,
     images,
     jump,
     language,
     mlp,
     moons,
-    normal,
-    orthogonal,
     regression,
     rows_of,
     scheduled,
     sequence,
     sgd,
-    supervised,
     table,
     warmup,
-    xavier,
 )
 from evaluation.sick_training import adversarial
 from evaluation.training import Training, healthy
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.optim import SGD, Adam, AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, OneCycleLR, StepLR
 
 # -- initialisations that begin at zero ------------------------------------------------------------------------------
 
@@ -490,8 +484,6 @@ def growing() -> Training:
     optimizer = Adam(model.parameters(), lr=3e-3)
 
     def loss(step: int) -> Tensor:
-        from evaluation.parts import adding
-
         inputs, targets = adding(32, 6 + step // 6)
         return functional.mse_loss(model(inputs), targets)
 

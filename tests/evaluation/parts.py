@@ -11,11 +11,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from evaluation.training import Training
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine, make_moons
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from evaluation.training import Training
 
 Init = Callable[[Tensor], object]
 Build = Callable[[Any], Optimizer]

@@ -1,4 +1,4 @@
-"""Published rules of others on the same recordings, written from their documentation; each returns its first step or None."""
+"""Published rules of others, written from their documentation: each returns the first step it alarms at, or None."""
 
 from __future__ import annotations
 

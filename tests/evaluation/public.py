@@ -7,10 +7,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from evaluation.parts import IMAGES, Build, adam, adamw, characters, digits, jump, sgd, warmup
-from evaluation.training import Training, healthy, sick
 from torch import Tensor, nn
 from torch.nn import functional
+
+from evaluation.parts import IMAGES, Build, adam, adamw, characters, digits, jump, sgd, supervised, warmup
+from evaluation.training import Training, healthy, sick
 
 
 class Logits(nn.Module):
@@ -131,8 +132,6 @@ def opt() -> nn.Module:
 
 
 def text(model: nn.Module, build: Build, **options: Any) -> Training:
-    from evaluation.parts import supervised
-
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 

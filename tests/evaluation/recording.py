@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from evaluation.suite import RUNS
-from evaluation.training import Run, begin
 
 import gradwatch
+from evaluation.suite import RUNS
+from evaluation.training import Run, begin
 from gradwatch.records import Snapshot
 
 FOLDER = Path("runs/evaluation")

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from evaluation.training import Run
 
+from evaluation.training import Run
 from gradwatch.cadence import detail_is_due, probe_is_due
 from gradwatch.detectors import DEFAULT_DETECTORS, build
 from gradwatch.episodes import Episodes

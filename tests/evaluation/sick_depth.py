@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
+from torch.nn import functional
+
 from evaluation.parts import (
     DIGITS,
     Attention,
@@ -10,7 +13,6 @@ from evaluation.parts import (
     Residual,
     Written,
     adam,
-    adamw,
     cnn,
     constant,
     digits,
@@ -21,17 +23,12 @@ from evaluation.parts import (
     moons,
     normal,
     orthogonal,
-    scheduled,
     sgd,
-    supervised,
     table,
     times,
-    warmup,
     xavier,
 )
 from evaluation.training import sick
-from torch import nn
-from torch.nn import functional
 
 FLAT = "activation depth"
 

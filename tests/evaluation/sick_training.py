@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import SGD, Adam
+
 from evaluation.parts import (
     CANCER,
     CANCER_LABELS,
@@ -19,10 +23,8 @@ from evaluation.parts import (
     Characters,
     Loop,
     Recurrent,
-    Residual,
     adam,
     adamw,
-    characters,
     cnn,
     digits,
     he,
@@ -38,16 +40,11 @@ from evaluation.parts import (
     scheduled,
     sequence,
     sgd,
-    supervised,
     table,
     times,
-    warmup,
     xavier,
 )
 from evaluation.training import Training, sick
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.optim import SGD, Adam
 
 # -- rates -----------------------------------------------------------------------------------------------------------
 
