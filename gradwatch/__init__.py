@@ -8,46 +8,101 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gradwatch.api import watch
     from gradwatch.detectors import DEFAULT_DETECTORS
-    from gradwatch.errors import ConfigurationError
+    from gradwatch.errors import ConfigurationError, TrainingStopped
     from gradwatch.history import History
+    from gradwatch.initialization import init_, lsuv_
     from gradwatch.integrations.lightning import GradWatchCallback
     from gradwatch.pipeline import GradWatch
-    from gradwatch.records import Alert, Evidence, Intervention, Sink, Snapshot
+    from gradwatch.reactions import BackOffLR, Rollback, SaveCheckpoint, StopTraining, on
+    from gradwatch.records import Alert, Cause, Evidence, Intervention, Sink, Snapshot
     from gradwatch.sinks import ConsoleSink, JSONLSink, MemorySink, TensorBoardSink
+    from gradwatch.transforms import (
+        AdaGC,
+        AdaptiveGradientClip,
+        AutoClip,
+        ClipByGlobalNorm,
+        ClipByTensorNorm,
+        ClipByValue,
+        DryRun,
+        Gradients,
+        SkipNonfinite,
+        SkipSpike,
+        ZClip,
+    )
 
 __all__ = [
     "DEFAULT_DETECTORS",
+    "AdaGC",
+    "AdaptiveGradientClip",
     "Alert",
+    "AutoClip",
+    "BackOffLR",
+    "Cause",
+    "ClipByGlobalNorm",
+    "ClipByTensorNorm",
+    "ClipByValue",
     "ConfigurationError",
     "ConsoleSink",
+    "DryRun",
     "Evidence",
     "GradWatch",
     "GradWatchCallback",
+    "Gradients",
     "History",
     "Intervention",
     "JSONLSink",
     "MemorySink",
+    "Rollback",
+    "SaveCheckpoint",
     "Sink",
+    "SkipNonfinite",
+    "SkipSpike",
     "Snapshot",
+    "StopTraining",
     "TensorBoardSink",
+    "TrainingStopped",
+    "ZClip",
+    "init_",
+    "lsuv_",
+    "on",
     "watch",
 ]
 
 _HOME = {
-    "DEFAULT_DETECTORS": "gradwatch.detectors",
+    "AdaGC": "gradwatch.transforms",
+    "AdaptiveGradientClip": "gradwatch.transforms",
     "Alert": "gradwatch.records",
+    "AutoClip": "gradwatch.transforms",
+    "BackOffLR": "gradwatch.reactions",
+    "Cause": "gradwatch.records",
+    "ClipByGlobalNorm": "gradwatch.transforms",
+    "ClipByTensorNorm": "gradwatch.transforms",
+    "ClipByValue": "gradwatch.transforms",
     "ConfigurationError": "gradwatch.errors",
     "ConsoleSink": "gradwatch.sinks",
+    "DEFAULT_DETECTORS": "gradwatch.detectors",
+    "DryRun": "gradwatch.transforms",
     "Evidence": "gradwatch.records",
     "GradWatch": "gradwatch.pipeline",
     "GradWatchCallback": "gradwatch.integrations.lightning",
+    "Gradients": "gradwatch.transforms",
     "History": "gradwatch.history",
     "Intervention": "gradwatch.records",
     "JSONLSink": "gradwatch.sinks",
     "MemorySink": "gradwatch.sinks",
+    "Rollback": "gradwatch.reactions",
+    "SaveCheckpoint": "gradwatch.reactions",
     "Sink": "gradwatch.records",
+    "SkipNonfinite": "gradwatch.transforms",
+    "SkipSpike": "gradwatch.transforms",
     "Snapshot": "gradwatch.records",
+    "StopTraining": "gradwatch.reactions",
     "TensorBoardSink": "gradwatch.sinks",
+    "TrainingStopped": "gradwatch.errors",
+    "ZClip": "gradwatch.transforms",
+    "init_": "gradwatch.initialization",
+    "lsuv_": "gradwatch.initialization",
+    "on": "gradwatch.reactions",
     "watch": "gradwatch.api",
 }
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 from torch.amp import GradScaler
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from gradwatch.attach import optimizer as optimizer_hooks
 from gradwatch.attach.backward import EndOfBackward
@@ -22,9 +22,11 @@ from gradwatch.errors import ConfigurationError, logger
 from gradwatch.lane import Lane
 from gradwatch.measure.plan import Backend, check
 from gradwatch.pipeline import GradWatch
+from gradwatch.reactions import Reaction, check_kinds
 from gradwatch.records import KINDS, Sink
 from gradwatch.sinks import ConsoleSink, JSONLSink, TensorBoardSink
 from gradwatch.targets import Entry, Pattern, Target
+from gradwatch.transforms import Transform
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -40,6 +42,8 @@ def watch(  # noqa: PLR0913 - each is one independent choice
     exclude: Pattern = (),
     detectors: Iterable[object] = DEFAULT_DETECTORS,
     mute: Iterable[tuple[str, str]] = (),
+    transforms: Iterable[Transform] = (),
+    reactions: Iterable[Reaction] = (),
     sinks: Iterable[Sink] | None = None,
     probe: bool | None = None,
     log_every: int = 10,
@@ -61,6 +65,9 @@ def watch(  # noqa: PLR0913 - each is one independent choice
         exclude: which of those not to watch.
         detectors: functions ``(snapshot, history)`` that yield `Evidence`, or classes of such, made once an optimizer.
         mute: known alerts, as pairs of kind and glob over tensor names: they stay at severity ``"info"``.
+        transforms: what is done to the gradients before each update, in this order, such as `ClipByGlobalNorm`. Only
+            watched tensors are changed.
+        reactions: what may happen to training after a judged step, such as ``on("exploding", BackOffLR())``.
         sinks: where to write, in place of TensorBoard, JSONL and the console.
         probe: whether to read the forward pass at a few steps (the first three, two in every fifty, and while evidence
             is open), which finds saturated activations and tells causes apart. None: yes, except on compiled models;
@@ -85,6 +92,8 @@ def watch(  # noqa: PLR0913 - each is one independent choice
         exclude=exclude,
         detectors=detectors,
         mute=mute,
+        transforms=transforms,
+        reactions=reactions,
         start_step=start_step,
         backend=backend,
     )
@@ -103,6 +112,8 @@ def prepare(  # noqa: PLR0913 - the arguments of `watch`
     exclude: Pattern = (),
     detectors: Iterable[object] = DEFAULT_DETECTORS,
     mute: Iterable[object] = (),
+    transforms: Iterable[object] = (),
+    reactions: Iterable[object] = (),
     start_step: int = 0,
     backend: Backend | None = None,
 ) -> tuple[GradWatch, Target]:
@@ -120,7 +131,11 @@ def prepare(  # noqa: PLR0913 - the arguments of `watch`
     kinds = [*KINDS, *(kind for detector in detectors for kind in getattr(detector, "kinds", ()))]
     lanes = _lanes(target, entries, optimizers, start_step, backend)
     checked = _checked_mutes(mute, kinds)
-    return GradWatch(lanes, sinks() if callable(sinks) else sinks, detectors=detectors, mute=checked), target
+    changes = _checked_transforms(transforms, optimizers.values())
+    answers = _checked_reactions(reactions, kinds)
+    made = sinks() if callable(sinks) else sinks
+    built = GradWatch(lanes, made, detectors=detectors, mute=checked, transforms=changes, reactions=answers)
+    return built, target
 
 
 def _attach(built: GradWatch, target: Target, scaler: GradScaler | None, probe: bool | None) -> None:  # noqa: FBT001
@@ -279,6 +294,36 @@ def _checked_mutes(mute: Iterable[object], kinds: Collection[str]) -> list[tuple
             raise ConfigurationError(f"{entry[0]!r} is no kind of alert; mute one of {', '.join(kinds)}")
         checked.append(entry)
     return checked
+
+
+def _checked_transforms(transforms: Iterable[object], optimizers: Iterable[Optimizer | None]) -> tuple[Transform, ...]:
+    checked = []
+    for transform in transforms:
+        if isinstance(transform, type) or not callable(transform):
+            raise ConfigurationError(
+                f"transforms are made and callable, such as ClipByGlobalNorm(1.0); got {transform!r}"
+            )
+        checked.append(cast("Transform", transform))
+    for optimizer in optimizers:
+        if checked and optimizer is None:
+            raise ConfigurationError("transforms need an optimizer: without one no hook tells when to change gradients")
+        skips = any(hasattr(transform, "max_consecutive") for transform in checked)
+        if skips and isinstance(optimizer, LBFGS):
+            raise ConfigurationError(
+                "a step of L-BFGS cannot be skipped: it evaluates its closure many times and remembers each; "
+                "use a clipping transform, or another optimizer"
+            )
+    return tuple(checked)
+
+
+def _checked_reactions(reactions: Iterable[object], kinds: Collection[str]) -> tuple[Reaction, ...]:
+    checked = []
+    for reaction in reactions:
+        if isinstance(reaction, type) or not callable(reaction):
+            raise ConfigurationError(f"a reaction is an instance, such as BackOffLR(), got {reaction!r}")
+        checked.append(cast("Reaction", reaction))
+    check_kinds(checked, kinds)
+    return tuple(checked)
 
 
 def _describe(value: object) -> str:

@@ -15,6 +15,7 @@ PLUGIN = "gradwatch"
 ALERT_PLUGIN = "gradwatch_alerts"
 ALERT_TAG = "gradwatch/alerts"
 ALERT_TEXT_TAG = "gradwatch/alerts/text_summary"
+INTERVENTION_TEXT_TAG = "gradwatch/interventions/text_summary"
 
 STATISTICS: tuple[str, ...] = (
     "norm",
@@ -100,7 +101,7 @@ def snapshot_object(snapshot: Snapshot, identity: str) -> dict[str, object]:
     return written | {name: vector(getattr(snapshot, name)) for name in STATISTICS}
 
 
-_NUMBERS = ("loss", "loss_scale", "global_norm", "clipped_norm", "clip_coefficient")
+_NUMBERS = ("loss", "loss_scale", "global_norm", "clipped_norm", "clip_coefficient", "clip_rate", "rate_factor")
 
 
 def alert_object(alert: Alert) -> dict[str, object]:
@@ -159,15 +160,38 @@ def vector(values: Floats) -> list[float | None] | None:
 
 def alert_table(alerts: Iterable[Alert]) -> str:
     """Return the alerts of one step as a Markdown table."""
-    lines = ["| | kind | severity | since step | layers | what |", "|---|---|---|---|---|---|"]
+    lines = ["| | kind | severity | since step | layers | what | cause | remedy |", "|---" * 8 + "|"]
     for alert in alerts:
         layers = ", ".join(f"`{layer or '(root)'}`" for layer in alert.layers[:5])
         more = f" and {len(alert.layers) - 5} more" if len(alert.layers) > 5 else ""
         lines.append(
             f"| {alert.change} | **{alert.kind}** | {alert.severity} | {alert.first_step} | {layers}{more} "
-            f"| {_escaped(alert.message)} |"
+            f"| {_escaped(alert.message)} | {_causes(alert)} | {_remedy(alert)} |"
         )
     return "\n".join(lines)
+
+
+def intervention_table(interventions: Iterable[Intervention]) -> str:
+    """Return what was changed at one step as a Markdown table."""
+    lines = ["| change | before | after | why |", "|---|---|---|---|"]
+    lines += [
+        f"| **{made.kind}** | {made.before:.4g} | {made.after:.4g} | {_escaped(made.reason)} |"
+        for made in interventions
+    ]
+    return "\n".join(lines)
+
+
+def _remedy(alert: Alert) -> str:
+    return _escaped(alert.causes[0].remedy) if alert.causes else ""
+
+
+def _causes(alert: Alert) -> str:
+    """Name the first cause with its evidence, and the others."""
+    if not alert.causes:
+        return ""
+    others = ", ".join(cause.name for cause in alert.causes[1:])
+    first = f"**{alert.causes[0].name}**: {_escaped(alert.causes[0].evidence)}"
+    return f"{first} Otherwise: {others}." if others else first
 
 
 def _escaped(text: str) -> str:

@@ -18,16 +18,17 @@ LAYERS = [
     {"api"},
     {"attach"},
     {"pipeline"},
-    {"assembly", "judge", "lane", "state"},
-    {"measure", "probe", "episodes", "diagnosis", "sinks"},
-    {"detectors"},
+    {"reacting", "run", "initialization"},
+    {"assembly", "judge", "lane", "state", "interventions"},
+    {"measure", "probe", "episodes", "diagnosis", "sinks", "transforming", "reactions"},
+    {"detectors", "transforms", "trouble"},
     {"table", "transfer", "targets"},
-    {"depth", "cadence"},
+    {"depth", "cadence", "handover"},
     {"history", "opening", "readings", "records", "schema", "errors"},
 ]
 """From the top; a module may import what lies in its own layer or below."""
 
-WITHOUT_TORCH = ["records", "history", "errors", "schema", "detectors", "diagnosis", "episodes", "judge"]
+WITHOUT_TORCH = ["records", "history", "errors", "schema", "detectors", "diagnosis", "episodes", "judge", "reactions", "trouble"]
 
 
 def layer(module: str) -> int:

@@ -19,9 +19,11 @@ from gradwatch.errors import ConfigurationError, Part, contain, logger
 from gradwatch.integrations.loggers import Borrowed, LoggerSink
 from gradwatch.lane import Lane
 from gradwatch.pipeline import GradWatch
+from gradwatch.reactions import Reaction
 from gradwatch.records import Alert, Sink
 from gradwatch.sinks import ConsoleSink
 from gradwatch.targets import Pattern, Target
+from gradwatch.transforms import Transform
 
 
 class _Core:
@@ -35,6 +37,8 @@ class _Core:
         exclude: Pattern = (),
         detectors: Iterable[object] = DEFAULT_DETECTORS,
         mute: Iterable[tuple[str, str]] = (),
+        transforms: Iterable[Transform] = (),
+        reactions: Iterable[Reaction] = (),
         sinks: Iterable[Sink] | None = None,
         probe: bool | None = None,
     ) -> None:
@@ -45,6 +49,8 @@ class _Core:
             "exclude": exclude,
             "detectors": tuple(detectors),
             "mute": tuple(mute),
+            "transforms": tuple(transforms),
+            "reactions": tuple(reactions),
         }
         self._probe = probe
         self._sinks = None if sinks is None else tuple(sinks)
@@ -68,6 +74,8 @@ class _Core:
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to the optimizers that the strategy made."""
         self._end()
+        if self._options["transforms"]:
+            _refuse_strategies(trainer)
         raw = [optimizer_hooks.unwrap(optimizer) for optimizer in trainer.optimizers]
         several = len(raw) > 1
         optimizers = {f"opt{index}" if several else "": optimizer for index, optimizer in enumerate(raw)}
@@ -155,6 +163,8 @@ class _Core:
         for lane in self.watch.lanes.values():
             if lane.pending is not None and lane.pending.source == "lightning":
                 self.watch.act(lane, lambda lane: lane.skip())
+        if self.watch.should_stop:
+            trainer.should_stop = True
         snapshot = self.watch.latest
         if snapshot is not None and snapshot.global_norm is not None:
             level = f"gradwatch/{snapshot.optimizer}/" if snapshot.several_lanes else "gradwatch/"
@@ -206,6 +216,24 @@ def _scale(trainer: Any) -> Tensor | None:
     return scale.clone() if isinstance(scale, Tensor) else None
 
 
+def _refuse_strategies(trainer: Any) -> None:
+    """Raise where a change of the gradients would silently be none.
+
+    Raises:
+        ConfigurationError: the strategy shards parameters or steps by itself.
+    """
+    strategy = type(trainer.strategy).__name__
+    if strategy in ("DeepSpeedStrategy", "FSDPStrategy"):
+        instead = {
+            "DeepSpeedStrategy": "set gradient_clipping in the DeepSpeed configuration",
+            "FSDPStrategy": "use FSDP2 (ModelParallelStrategy), or clip with gradient_clip_algorithm='value'",
+        }[strategy]
+        raise ConfigurationError(
+            f"{strategy} keeps the whole gradients to itself: transforms would clip by a part of the norm, or not at "
+            f"all; {instead}, and watch without transforms"
+        )
+
+
 def _log_step(trainer: Any) -> int:
     """Return the step axis of Lightning's own logging, under which the user's losses lie."""
     loop = trainer.fit_loop.epoch_loop
@@ -236,6 +264,8 @@ class GradWatchCallback(_Core, *_bases()):  # type: ignore[misc]  # known when i
         exclude: which of those not to watch.
         detectors: as in `gradwatch.watch`.
         mute: as in `gradwatch.watch`.
+        transforms: as in `gradwatch.watch`; they come after the Trainer's own clipping, so that the smaller norm wins.
+        reactions: as in `gradwatch.watch`.
         sinks: where to write, in place of the console and the Trainer's loggers.
         probe: as in `gradwatch.watch`.
     """

@@ -62,6 +62,8 @@ class TensorBoardSink:
         if not (alerts or interventions or self._cadence.is_due(snapshot)):
             return
         values = [*self._statistics(snapshot), *self._scalars(snapshot), *self._alerts(alerts)]
+        if interventions:
+            values.append(_text(schema.INTERVENTION_TEXT_TAG, schema.intervention_table(interventions)))
         if snapshot.histogram is not None and self._histogram_is_due(snapshot):
             values.append(_histogram(snapshot, snapshot.histogram))
         event = Event(wall_time=time.time(), step=snapshot.log_step, summary=Summary(value=values))
@@ -111,6 +113,10 @@ class TensorBoardSink:
         yield "log10_global_norm", math.log10(total) if total else None
         yield "clipped_norm", snapshot.clipped_norm
         yield "clip_coefficient", snapshot.clip_coefficient
+        yield "clip_rate", snapshot.clip_rate
+        for name, factor in snapshot.factors.items():
+            yield f"clip_factor/{name}", factor
+        yield "learning_rate_factor", snapshot.rate_factor if snapshot.rate_factor != 1 else None
         yield "loss", snapshot.loss
         yield "loss_scale", snapshot.loss_scale
         yield "nonfinite", float(np.nansum(snapshot.nonfinite))

@@ -7,7 +7,7 @@ import time
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,13 @@ def save(snapshots: Iterable[Snapshot], path: Path) -> None:
 
 
 def load(path: Path) -> list[Snapshot]:
-    return pickle.loads(zlib.decompress(path.read_bytes()))
+    snapshots: list[Snapshot] = pickle.loads(zlib.decompress(path.read_bytes()))
+    for field in fields(Snapshot):  # a recording of an earlier version has the defaults of what was added since
+        if field.default_factory is not MISSING:
+            for snapshot in snapshots:
+                if not hasattr(snapshot, field.name):
+                    object.__setattr__(snapshot, field.name, field.default_factory())
+    return snapshots
 
 
 def record_all(seeds: Iterable[int], names: Iterable[str] = ()) -> None:
