@@ -300,9 +300,7 @@ def _checked_transforms(transforms: Iterable[object], optimizers: Iterable[Optim
     checked = []
     for transform in transforms:
         if isinstance(transform, type) or not callable(transform):
-            raise ConfigurationError(
-                f"transforms are made and callable, such as ClipByGlobalNorm(1.0); got {transform!r}"
-            )
+            raise ConfigurationError(f"a transform is an instance, such as ClipByGlobalNorm(1.0), got {transform!r}")
         checked.append(cast("Transform", transform))
     for optimizer in optimizers:
         if checked and optimizer is None:

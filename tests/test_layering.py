@@ -28,7 +28,18 @@ LAYERS = [
 ]
 """From the top; a module may import what lies in its own layer or below."""
 
-WITHOUT_TORCH = ["records", "history", "errors", "schema", "detectors", "diagnosis", "episodes", "judge", "reactions", "trouble"]
+WITHOUT_TORCH = [
+    "records",
+    "history",
+    "errors",
+    "schema",
+    "detectors",
+    "diagnosis",
+    "episodes",
+    "judge",
+    "reactions",
+    "trouble",
+]
 
 
 def layer(module: str) -> int:

@@ -169,6 +169,7 @@ class Gradients:
         if norms:
             measured = torch.stack([norm.to(device, dtype, non_blocking=True) for norm in norms])
             self._norms = measured if self.divisor is None else measured / self.divisor.to(dtype)
+            self.nonfinite = self.nonfinite | ~torch.isfinite(self._norms).all()
 
 
 Transform: TypeAlias = Callable[[Gradients], object]
