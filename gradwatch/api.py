@@ -116,8 +116,11 @@ def prepare(  # noqa: PLR0913 - the arguments of `watch`
     reactions: Iterable[object] = (),
     start_step: int = 0,
     backend: Backend | None = None,
+    shared: bool = False,
 ) -> tuple[GradWatch, Target]:
     """Check the arguments and build a watch with nothing attached; `sinks` may be made last, when all else is right.
+
+    `shared` allows a second watch on an optimizer that has one.
 
     Raises:
         ConfigurationError: something that cannot work was passed.
@@ -125,7 +128,7 @@ def prepare(  # noqa: PLR0913 - the arguments of `watch`
     target = Target(_models(model), include, exclude)
     entries = _watched(target)
     check((entry.parameter for entry in entries), backend)
-    optimizers = _optimizers(optimizer)
+    optimizers = _optimizers(optimizer, shared=shared)
     detectors = tuple(detectors)
     build(detectors)  # refuses what cannot work before any file is made
     kinds = [*KINDS, *(kind for detector in detectors for kind in getattr(detector, "kinds", ()))]
@@ -177,7 +180,7 @@ def _models(model: object) -> dict[str, nn.Module]:
     )
 
 
-def _optimizers(optimizer: object) -> dict[str, Optimizer | None]:
+def _optimizers(optimizer: object, *, shared: bool) -> dict[str, Optimizer | None]:
     if optimizer is None:
         return {"": None}
     given = dict(optimizer) if isinstance(optimizer, Mapping) else {"": optimizer}
@@ -189,7 +192,7 @@ def _optimizers(optimizer: object) -> dict[str, Optimizer | None]:
                 f"watch() needs a torch.optim.Optimizer, or a mapping of names to optimizers, got {_describe(value)}"
                 "; for an optimizer without torch's step hooks pass None and call watch.step() after each update"
             )
-        if optimizer_hooks.watched_by(inner) is not None:
+        if not shared and optimizer_hooks.watched_by(inner) is not None:
             raise ConfigurationError(
                 f"this {type(inner).__name__} is watched already; call close() on the watch it has, or use that one"
             )

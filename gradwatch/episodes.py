@@ -98,7 +98,7 @@ class EvidenceSum:
         before = self.highest
         if isinstance(evidence.value, np.ndarray):
             self.total = _added_by_name(self.total, evidence.value, snapshot.names)
-            positive = bool((np.nan_to_num(evidence.value) > 0).any())
+            positive = bool((evidence.value > 0).any())
         else:
             total = self.total if isinstance(self.total, float) else 0.0
             self.total = _added(total, float(evidence.value))
@@ -171,7 +171,7 @@ class Episodes:
         for item in evidence:
             self._sums.setdefault(item.symptom, EvidenceSum()).add(item, snapshot)
             gathers = self._sums[item.symptom].highest < OPENS
-            if (gathers or item.severity != "info") and bool((np.nan_to_num(item.value) > 0).any()):
+            if (gathers or item.severity != "info") and _is_positive(item):
                 self._armed_until = snapshot.step + ARMED
         changed = [*self._resolved(snapshot), *self._escalated(snapshot)]
         for symptom in sorted(self._sums, key=_rank):
@@ -299,6 +299,12 @@ class Episodes:
         return severity
 
 
+def _is_positive(evidence: Evidence) -> bool:
+    """Whether it argues for an alert anywhere; NaN does not."""
+    value = evidence.value
+    return bool((value > 0).any()) if isinstance(value, np.ndarray) else value > 0
+
+
 def _rank(symptom: str) -> int:
     return ORDER.index(symptom) if symptom in ORDER else len(ORDER)
 
@@ -310,7 +316,7 @@ def _added(total: float, value: float) -> float:
 def _added_by_name(total: float | dict[str, float], values: Floats, names: tuple[str, ...]) -> dict[str, float]:
     """Add tensor by tensor; only what is above zero is kept, worst first."""
     before = total if isinstance(total, dict) else {}
-    looked = np.flatnonzero((np.nan_to_num(values) > 0) | np.array([name in before for name in names]))
+    looked = np.flatnonzero((values > 0) | np.array([name in before for name in names]) if before else values > 0)
     after = {
         names[row]: before.get(names[row], 0.0)
         if np.isnan(values[row])

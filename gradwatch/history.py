@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gradwatch.opening import Opening
-from gradwatch.readings import Profile, median_update, profile
+from gradwatch.readings import Profile, median, median_update, profile
 from gradwatch.records import Evidence, Floats, GradientState, ModuleReadings, Snapshot
 
 RECENT = 40
@@ -203,7 +203,7 @@ class History:
                 self.updates = [*self.updates[-RECENT + 1 :], [float(snapshot.step), update]]
                 past = [value for _, value in self.updates[-13:-3]]
                 if len(past) >= 5:
-                    self.update_reference = max(self.update_reference, float(np.median(past)))
+                    self.update_reference = max(self.update_reference, median(past))
             known = np.isfinite(snapshot.weight_norm)
             self.weight_norm = np.where(known, snapshot.weight_norm, self.weight_norm)
             self.weight_norms = [*self.weight_norms[-WEIGHT_STEPS + 1 :], (snapshot.step, self.weight_norm)]
@@ -214,7 +214,7 @@ class History:
         self.norms = [*self.norms[-RECENT + 1 :], snapshot.global_norm]
         past = [norm for norm in self.norms[-13:-3] if norm > 0]
         if len(past) >= 5:
-            self.norm_reference = max(self.norm_reference, float(np.median(past)))
+            self.norm_reference = max(self.norm_reference, median(past))
 
     # -- what it tells -------------------------------------------------------------------------------------------
 
@@ -228,9 +228,9 @@ class History:
         """The loss has fallen by more than the noise of two medians explains, and by more than 2 %."""
         if not self.knows_loss:
             return False
-        first, last = float(np.median(self.first_losses)), np.array(self.losses[-20:])
-        now = float(np.median(last))
-        deviation = 1.4826 * float(np.median(np.abs(last - now)))
+        first, last = median(self.first_losses), np.array(self.losses[-20:])
+        now = median(last)
+        deviation = 1.4826 * median(np.abs(last - now))
         noise = 3 * 1.25 * deviation * np.sqrt(1 / 10 + 1 / 20)
         return first - now > max(0.02 * abs(first), float(noise))
 
@@ -254,8 +254,8 @@ class History:
         """The last three losses lie clearly below the three before them, and below the first."""
         if len(self.losses) < 6:
             return False
-        now = float(np.median(self.losses[-3:]))
-        return now < 0.9 * float(np.median(self.losses[-6:-3])) and now < 0.9 * self.first_losses[0]
+        now = median(self.losses[-3:])
+        return now < 0.9 * median(self.losses[-6:-3]) and now < 0.9 * self.first_losses[0]
 
     @property
     def schedule_is_quiet(self) -> bool:

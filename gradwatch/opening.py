@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from gradwatch.readings import median
 from gradwatch.records import GradientState, ModuleReadings, Snapshot
 
 STEPS = 3
@@ -73,7 +74,7 @@ class Opening:
             elif snapshot.state[row] != GradientState.MISSING:
                 self.zero_weights.append(tensors.names[row])
         hidden = list(self.gains.values())[:-1]
-        self.gain = float(np.median(hidden)) if hidden else float("nan")
+        self.gain = median(hidden) if hidden else float("nan")
 
     def _take_modules(self, modules: ModuleReadings) -> None:
         rows = [row for row, operation in enumerate(modules.operations) if operation in HIDDEN]

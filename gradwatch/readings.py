@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,9 @@ from gradwatch.records import Floats, GradientState, Snapshot, Tensors
 
 WEIGHT_FLOOR = 0.005
 """Root mean square below which a weight's size says nothing: zero-initialised tensors are compared with this."""
+
+SHORT = 100
+"""Numbers that Python sorts faster than NumPy is called."""
 
 MIN_WEIGHTS = 4
 """A profile over depth needs so many weights with a gradient."""
@@ -50,7 +54,7 @@ def profile(snapshot: Snapshot, weight_norm: Floats) -> Profile | None:
     third = max(1, len(starts) // 3)
     # Of parallel branches, such as experts, the one with the most gradient speaks for their depth.
     strongest = [np.maximum.reduceat(values, starts) for values in (relative, element)]
-    rises = [float(np.median(values[-third:]) - np.median(values[:third])) for values in strongest]
+    rises = [median(values[-third:]) - median(values[:third]) for values in strongest]
     return Profile(down=min(rises), up=-max(rises))
 
 
@@ -70,14 +74,14 @@ def relative_update(snapshot: Snapshot) -> Floats:
 def gap_to_top(snapshot: Snapshot) -> float:
     """Decades between the largest gradient of any tensor, per element, and that of the median weight."""
     live = (snapshot.state == GradientState.VALUE) & (snapshot.norm > 0) & snapshot.tensors.optimized
-    return log10(float(snapshot.rms[live].max())) - log10(float(np.median(snapshot.rms[live_weights(snapshot)])))
+    return log10(float(snapshot.rms[live].max())) - log10(median(snapshot.rms[live_weights(snapshot)]))
 
 
 def median_update(snapshot: Snapshot) -> float:
     """Median update-to-weight ratio over the weights, those that did not move included; NaN if none was measured."""
     update = relative_update(snapshot)
     known = update[snapshot.tensors.is_weight & np.isfinite(update)]
-    return float(np.median(known)) if known.size else float("nan")
+    return median(known) if known.size else float("nan")
 
 
 def floor_of(tensors: Tensors, rms: float) -> Floats:
@@ -89,6 +93,17 @@ def floor_of(tensors: Tensors, rms: float) -> Floats:
 def log10(value: float) -> float:
     """Base-ten logarithm that takes zero for the smallest number there is."""
     return float(np.log10(max(value, 5e-324)))
+
+
+def median(values: Floats | Sequence[float]) -> float:
+    """The median of finite numbers; NumPy's own takes fifty times as long on the few that are read at every step."""
+    if isinstance(values, np.ndarray) and values.size > SHORT:
+        half = values.size // 2
+        parted = np.partition(values, (half - 1, half))
+        return float(parted[half] if values.size % 2 else (parted[half - 1] + parted[half]) / 2)
+    ordered = sorted(values.tolist() if isinstance(values, np.ndarray) else values)
+    half = len(ordered) // 2
+    return float(ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2)
 
 
 def lower_median(values: Floats) -> float:

@@ -310,17 +310,6 @@ def test_a_fit_that_resumes_goes_on_without_a_gap(tmp_path, weights_only):
     del weights_only
 
 
-def test_two_callbacks_coexist_under_two_names(tmp_path):
-    first, second = gradwatch.MemorySink(), gradwatch.MemorySink()
-    callbacks = [
-        GradWatchCallback(sinks=[first]),
-        GradWatchCallback(name="heads", sinks=[second], include="net.2.*"),
-    ]
-
-    with pytest.raises(gradwatch.ConfigurationError, match="watched already"):
-        fit(module(), callback=callbacks[0], callbacks=callbacks[1:])
-
-
 @pytest.mark.parametrize("what", ["validate", "test", "predict"])
 def test_outside_training_nothing_happens(what):
     memory = gradwatch.MemorySink()

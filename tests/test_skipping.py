@@ -56,7 +56,7 @@ def equal(left, right):
 def test_a_vetoed_step_is_exact_for_every_optimizer(kind, mode, bad):
     torch.manual_seed(0)
     model = mlp()
-    options = {} if kind in (optim.Rprop,) else {"weight_decay": 0.1}
+    options = {} if kind is optim.Rprop else {"weight_decay": 0.1}
     optimizer = kind(model.parameters(), lr=1e-2, **mode, **options)
     watch, memory = watched(model, optimizer, transforms=[gradwatch.SkipNonfinite()], detectors=[])
     for step in range(3):

@@ -42,7 +42,7 @@ def gradients(values, *, names=None, params=None, dtype=torch.float32, divisor=N
         params,
         grads,
         torch.zeros(len(grads), dtype=torch.float64),
-        nonfinite=torch.tensor(False),
+        nonfinite=torch.zeros((), dtype=torch.bool),
         divisor=divisor,
         loss=loss,
     )
@@ -434,7 +434,7 @@ def test_sparse_complex_and_empty_gradients_are_taken_as_they_are():
         [torch.zeros(4, 1), torch.zeros(1, dtype=torch.complex64)],
         [sparse, imaginary],
         torch.zeros(2, dtype=torch.float64),
-        nonfinite=torch.tensor(False),  # noqa: FBT003
+        nonfinite=torch.zeros((), dtype=torch.bool),
     )
     step.measure()
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradwatch.history import History
+from gradwatch.readings import median
 from gradwatch.records import Evidence, Floats, GradientState, ModuleReadings, Snapshot
 
 A_STEP = 1.2
@@ -89,7 +90,7 @@ def _has_underflown(snapshot: Snapshot, history: History, wall: int) -> bool:
         return True
     sizes = snapshot.rms[living]
     third = max(1, sizes.size // 3)
-    return sizes.size >= 4 and float(np.median(sizes[:third])) < 10**-FALLS * float(np.median(sizes[-third:]))
+    return sizes.size >= 4 and median(sizes[:third]) < 10**-FALLS * median(sizes[-third:])
 
 
 def _underflow(snapshot: Snapshot, zero: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Iterator[Evidence]:

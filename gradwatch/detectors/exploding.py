@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradwatch.history import History
-from gradwatch.readings import floor_of, live_weights, log10, lower_median, relative_update, worst_first
+from gradwatch.readings import floor_of, live_weights, log10, lower_median, median, relative_update, worst_first
 from gradwatch.records import Evidence, Floats, ModuleReadings, Snapshot
 
 UPDATE_CEILING = 0.35
@@ -48,7 +48,7 @@ def _update(snapshot: Snapshot) -> Iterator[Evidence]:
         value=(log10(reading) - log10(UPDATE_CEILING)) / 0.3,
         reading=reading,
         threshold=UPDATE_CEILING,
-        tensors=worst_first(snapshot.tensors, update, rows),
+        tensors=worst_first(snapshot.tensors, update, rows) if reading > UPDATE_CEILING else (),
         message=f"One update changes the weights by {reading:.3g} times their own size, in the median layer.",
         severity="critical" if reading > 1 else "warning",
     )
@@ -64,7 +64,7 @@ def _growth(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
     rows = _measured(snapshot, growth)
     if not rows.size:
         return
-    reading = float(np.median(growth[rows]))
+    reading = median(growth[rows])
     value = (reading - GROWTH_CEILING) / 0.2
     # A rate that is too high at the start, and that the net survives.
     falling = history.loss_is_falling
@@ -74,7 +74,7 @@ def _growth(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
         value=min(-0.5, value) if falling else value,
         reading=reading,
         threshold=GROWTH_CEILING,
-        tensors=worst_first(snapshot.tensors, growth, rows),
+        tensors=worst_first(snapshot.tensors, growth, rows) if value > 0 else (),
         message=f"The weights have grown {10**reading:.3g} times in ten steps, in the median layer.",
     )
 
@@ -94,7 +94,7 @@ def _level(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
         value=(reading - LEVEL_CEILING) / 0.5,
         reading=reading,
         threshold=LEVEL_CEILING,
-        tensors=worst_first(snapshot.tensors, snapshot.norm, rows),
+        tensors=worst_first(snapshot.tensors, snapshot.norm, rows) if reading > LEVEL_CEILING else (),
         message=(
             f"The gradient norm is {snapshot.global_norm:.3g}, {10**reading:.3g} times the largest level "
             f"that this run had before ({history.norm_reference:.3g})."
@@ -106,13 +106,14 @@ def _profile(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
     if history.profile is None:
         return
     reading = history.profile.up
+    rows = np.flatnonzero(live_weights(snapshot)) if reading > PROFILE_CEILING else np.empty(0, dtype=np.int64)
     yield Evidence(
         "profile_up",
         kind="exploding",
         value=(reading - PROFILE_CEILING) / 0.5,
         reading=reading,
         threshold=PROFILE_CEILING,
-        tensors=worst_first(snapshot.tensors, snapshot.rms, np.flatnonzero(live_weights(snapshot))),
+        tensors=worst_first(snapshot.tensors, snapshot.rms, rows),
         message=f"The gradient grows by {reading:.1f} decades from the last layers to the first.",
     )
 
@@ -139,12 +140,12 @@ def _loss(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
     """Judge the median of three losses against three times everything before, and against the noise."""
     if snapshot.loss is None or len(history.losses) < 6:
         return
-    first = abs(float(np.median(history.first_losses[:5])))
+    first = abs(median(history.first_losses[:5]))
     earlier = float(np.quantile(history.all_losses.values[:-3] or [first], 0.9))
     recent = np.array(history.losses[-20:])
-    noise = 20 * 1.4826 * float(np.median(np.abs(recent - np.median(recent)))) if len(history.losses) > 20 else 0.0
+    noise = 20 * 1.4826 * median(np.abs(recent - median(recent))) if len(history.losses) > 20 else 0.0
     ceiling = max(3 * first, 3 * earlier, noise, 1e-12)
-    rise = (float(np.median(history.losses[-3:])) - float(np.median(history.first_losses[:5]))) / ceiling
+    rise = (median(history.losses[-3:]) - median(history.first_losses[:5])) / ceiling
     yield Evidence(
         "loss_up",
         kind="exploding",

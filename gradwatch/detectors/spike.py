@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradwatch.history import History
+from gradwatch.readings import median
 from gradwatch.records import Evidence, Floats, Snapshot
 
 LOSS_CEILING, NORM_CEILING = 8.0, 4.0
@@ -28,7 +29,7 @@ def spike(snapshot: Snapshot, history: History, /) -> Iterator[Evidence]:
     surprise = _deviations(float(np.log(snapshot.global_norm)), norms, floor=0.25)
     hit = surprise > NORM_CEILING
     if snapshot.loss is not None and len(history.losses) > KNOWN_STEPS:
-        first = abs(float(np.median(history.first_losses[:5])))
+        first = abs(median(history.first_losses[:5]))
         hit &= _deviations(snapshot.loss, np.array(history.losses[:-1]), floor=0.05 * first + 1e-12) > LOSS_CEILING
     else:
         hit &= surprise > NORM_CEILING_ALONE and snapshot.global_norm > 10 * max(history.norms[:-1])
@@ -44,8 +45,8 @@ def spike(snapshot: Snapshot, history: History, /) -> Iterator[Evidence]:
 
 
 def _deviations(value: float, before: Floats, *, floor: float) -> float:
-    middle = float(np.median(before))
-    spread = 1.4826 * float(np.median(np.abs(before - middle)))
+    middle = median(before)
+    spread = 1.4826 * median(np.abs(before - middle))
     return (value - middle) / max(spread, floor)
 
 
@@ -59,7 +60,7 @@ def _is_harmful(snapshot: Snapshot, history: History) -> bool:
 
 
 def _message(snapshot: Snapshot, history: History, surprise: float) -> str:
-    usual = float(np.median(history.norms[:-1]))
+    usual = median(history.norms[:-1])
     loss = "" if snapshot.loss is None else f", the loss is {snapshot.loss:.4g}"
     return (
         f"The gradient norm jumps to {snapshot.global_norm:.3g}, {surprise:.0f} deviations above the newest "

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradwatch.history import History
-from gradwatch.readings import gap_to_top, live_weights, log10, relative_update, worst_first
+from gradwatch.readings import gap_to_top, live_weights, log10, median, relative_update, worst_first
 from gradwatch.records import Evidence, Severity, Snapshot
 
 UPDATE_FLOOR = 1e-6
@@ -36,7 +36,7 @@ def stalled(snapshot: Snapshot, history: History, /) -> Iterator[Evidence]:
     if not snapshot.detail or not snapshot.global_norm or not rows.size:
         return
     yield from _rounding(snapshot, history, rows)
-    yield from _small(snapshot, history, rows, float(np.median(update[rows])))
+    yield from _small(snapshot, history, rows, median(update[rows]))
 
 
 def _small(
@@ -57,7 +57,7 @@ def _small(
         value=-2.0 if history.schedule_is_quiet else (log10(UPDATE_FLOOR) - log10(potential)) / 0.5,
         reading=potential,
         threshold=UPDATE_FLOOR,
-        tensors=worst_first(snapshot.tensors, -snapshot.rms, rows),
+        tensors=worst_first(snapshot.tensors, -snapshot.rms, rows) if potential < UPDATE_FLOOR else (),
         message=message,
         severity="warning" if gap > TOP_ABOVE else _severity(snapshot, history),
     )
@@ -87,7 +87,7 @@ def _rounding(
     low = [row for row in rows.tolist() if snapshot.tensors.dtypes[row] in ROUNDED and np.isfinite(snapshot.lost[row])]
     if not low or 2 * len(low) < len(rows):
         return
-    share = float(np.median(snapshot.lost[low]))
+    share = median(snapshot.lost[low])
     yield Evidence(
         "rounding",
         kind="stalled",

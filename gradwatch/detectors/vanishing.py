@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradwatch.history import History
-from gradwatch.readings import live_weights, log10, worst_first
+from gradwatch.readings import live_weights, log10, median, worst_first
 from gradwatch.records import Evidence, ModuleReadings, Snapshot
 
 PROFILE_CEILING = 2.25
@@ -42,6 +42,7 @@ def _profile(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
         return
     reading = history.profile.down
     rows = np.flatnonzero(live_weights(snapshot))
+    first = rows[: max(1, len(rows) // 3)] if reading > PROFILE_CEILING else rows[:0]
     fading = history.is_transient and reading < 20
     yield Evidence(
         "profile_down",
@@ -49,7 +50,7 @@ def _profile(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
         value=-0.5 if fading else (reading - PROFILE_CEILING) / 0.5,
         reading=reading,
         threshold=PROFILE_CEILING,
-        tensors=worst_first(snapshot.tensors, -snapshot.rms, rows[: max(1, len(rows) // 3)]),
+        tensors=worst_first(snapshot.tensors, -snapshot.rms, first),
         message=(
             f"The gradient falls by {reading:.1f} decades from the last layers to the first: "
             f"{snapshot.rms[rows[-1]]:.1e} per element in {snapshot.names[rows[-1]]}, "
@@ -70,14 +71,14 @@ def _decay(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
     rows = np.flatnonzero(snapshot.tensors.is_weight & np.isfinite(shrink) & np.isfinite(outweighs))
     if not rows.size:
         return
-    reading, ratio = float(np.median(shrink[rows])), float(np.median(outweighs[rows]))
+    reading, ratio = median(shrink[rows]), median(outweighs[rows])
     yield Evidence(
         "decay",
         kind="vanishing",
         value=(reading - SHRINK_CEILING) / 0.01 if ratio > DECAY_OVER_GRADIENT else -2.0,
         reading=reading,
         threshold=SHRINK_CEILING,
-        tensors=worst_first(snapshot.tensors, shrink, rows),
+        tensors=worst_first(snapshot.tensors, shrink, rows) if reading > SHRINK_CEILING else (),
         message=(
             f"Weight decay pulls {ratio:.3g} times harder than the gradient: "
             f"the weights shrink by {100 * reading:.1f} % a step."

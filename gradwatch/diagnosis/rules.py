@@ -192,10 +192,10 @@ def _profile_down(case: Case) -> Iterator[Finding]:
         yield "depth", POSSIBLE, f"{case.depth} weights lie in a row."
     if case.decomposition is not None:
         yield from _decomposed(case)
-    if case.depth >= 8:
-        yield "depth", POSSIBLE, f"{case.depth} weights lie in a row."
     if case.opening.gain < 0.7:
         yield "initialization", POSSIBLE, _gain(case)
+    if case.depth >= 8:
+        yield "depth", POSSIBLE, f"{case.depth} weights lie in a row."
     yield "depth", FALLBACK, f"{case.depth} weights lie in a row."
     yield "initialization", FALLBACK, _gain(case)
 

@@ -82,7 +82,7 @@ class _Core:
         if not optimizers:
             return
         self.watch, self._target = prepare(
-            pl_module, optimizers, sinks=self._default_sinks(trainer), start_step=0, **self._options
+            pl_module, optimizers, sinks=self._default_sinks(trainer), shared=True, **self._options
         )
         self._ordered = False
         for lane in self.watch.lanes.values():
