@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench lock clean
+.PHONY: demo test lint bench mitigate record evaluate evaluate-test lock clean
 
 demo: $(VENV)/.installed  ## train three small networks on real data and watch them
 	$(BIN)/python examples/demo.py --tensorboard $(BIN)/tensorboard
@@ -18,6 +18,18 @@ lint: $(VENV)/.installed  ## ruff and mypy --strict
 
 bench: $(VENV)/.installed  ## what measuring costs, as ratios
 	$(BIN)/python -m benchmarks.bench
+
+mitigate: $(VENV)/.installed  ## runs that diverge or stall, with and without each mitigation
+	$(BIN)/python -W ignore -m benchmarks.mitigate
+
+record: $(VENV)/.installed  ## train every run of the evaluation suite and keep what was measured
+	PYTHONPATH=tests $(BIN)/python -m evaluation record
+
+evaluate: $(VENV)/.installed  ## what detection and diagnosis reach on the recorded runs, development half
+	PYTHONPATH=tests $(BIN)/python -m evaluation evaluate
+
+evaluate-test: $(VENV)/.installed  ## the same on the test half, into the ledger
+	PYTHONPATH=tests $(BIN)/python -m evaluation evaluate-test
 
 lock: $(VENV)/.installed  ## pin what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

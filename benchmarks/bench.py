@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import lightning
+from benchmarks import clipping, judging, lightning
 from benchmarks.models import MODELS, Workload
 from benchmarks.routes import ONE_READ, WATCH, Route, check, routes
 from benchmarks.timing import quartiles, ratios, timed
@@ -68,6 +68,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as log_dir:
         for name in arguments.models:
             table(name, 5 if arguments.quick else 15, device, Path(log_dir))
+    clipping.tables(5 if arguments.quick else 15, device)
+    print(f"\n{judging.line(100 if arguments.quick else 400)}", flush=True)
     lightning.tables(3 if arguments.quick else 9, device)
     print(flush=True)
     steps = "100" if arguments.quick else "1000"

@@ -18,7 +18,11 @@ FAST, SLOW = 1.0, 0.25
 """Share by which a loss must exceed the reference at once, and its running mean for `SLOW_STEPS`; a sum and no factor,
 for losses may be negative."""
 SLOW_STEPS = 5
+FLOOR = 0.1
+"""Share of the first loss that any rise must reach: a loss that is nearly zero moves by factors and means nothing."""
 NORM_FACTOR, NORM_STEPS = 8.0, 3
+ABOVE_LEVEL = 2.0
+"""Times the largest usual norm that the run had: gradients of a converged run move by decades below it."""
 NONFINITE, NONFINITE_WINDOW = 2, 10
 KEPT = 20
 
@@ -29,6 +33,8 @@ class Trouble:
 
     grace: int = 50
     """Steps without a judgement: the first fall of the loss, and warm-up."""
+    _first: list[float] = field(default_factory=list, init=False)
+    _level: float = field(default=0.0, init=False)
     _losses: list[float] = field(default_factory=list, init=False)
     _norms: list[float] = field(default_factory=list, init=False)
     _mean: float | None = field(default=None, init=False)
@@ -79,10 +85,11 @@ class Trouble:
             return None
         reference = median(past)
         noise = 1.4826 * median(abs(value - reference) for value in past)
+        floor = FLOOR * abs(median(self._first))
         self._mean = loss if self._mean is None else self._mean + (loss - self._mean) * 2 / (SLOW_STEPS + 1)
-        slow = self._mean > reference + max(SLOW * abs(reference), 4 * noise)
+        slow = self._mean > reference + max(SLOW * abs(reference), 4 * noise, floor)
         self._slow_for = self._slow_for + 1 if slow else 0
-        if loss > reference + max(FAST * abs(reference), 6 * noise):
+        if loss > reference + max(FAST * abs(reference), 6 * noise, floor):
             return f"the loss is {loss:.4g}, usually {reference:.4g}"
         if self._slow_for >= SLOW_STEPS:
             return f"the loss has risen from {reference:.4g} to {self._mean:.4g}"
@@ -93,7 +100,9 @@ class Trouble:
         if not snapshot.global_norm or len(past) < DELAY:
             return None
         usual = median(past)
-        self._large_for = self._large_for + 1 if snapshot.global_norm > NORM_FACTOR * usual else 0
+        self._level = max(self._level, usual)
+        large = snapshot.global_norm > max(NORM_FACTOR * usual, ABOVE_LEVEL * self._level)
+        self._large_for = self._large_for + 1 if large else 0
         if self._large_for < NORM_STEPS:
             return None
         return (
@@ -103,8 +112,9 @@ class Trouble:
     def _accept(self, snapshot: Snapshot) -> None:
         if snapshot.loss is not None and np.isfinite(snapshot.loss):
             self._losses = [*self._losses[-RING + 1 :], snapshot.loss]
+            self._first = [*self._first, snapshot.loss] if len(self._first) < DELAY else self._first
         if snapshot.global_norm is not None and np.isfinite(snapshot.global_norm) and not snapshot.bad.any():
             self._norms = [*self._norms[-RING + 1 :], snapshot.global_norm]
 
 
-_REMEMBERED = ("_losses", "_norms", "_mean", "_steps", "_slow_for", "_large_for", "_bad")
+_REMEMBERED = ("_first", "_level", "_losses", "_norms", "_mean", "_steps", "_slow_for", "_large_for", "_bad")

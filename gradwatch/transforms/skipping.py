@@ -38,9 +38,9 @@ class SkipNonfinite:
 class SkipSpike:
     """Skip a step whose global norm, or loss, lies more than `sigma` deviations above the newest accepted ones.
 
-    The rule of OLMo's skip-step optimizer (Groeneveld et al., 2024: six deviations of the last 128), with two
-    differences: what was rejected does not enter the window, or the second spike passes, and neither does what is not
-    finite, or one NaN skips the next 128 steps.
+    The rule of OLMo's skip-step optimizer (Groeneveld et al., 2024: six deviations of the last 128), with three
+    differences: what was rejected does not enter the window, or the second spike passes; neither does what is not
+    finite, or one NaN skips the next 128 steps; and a spike is at least twice the mean, however calm the window was.
     """
 
     sigma: float = 6.0
@@ -78,7 +78,7 @@ class SkipSpike:
         count = known.sum().clamp(min=2)
         mean = torch.nansum(window.values) / count
         spread = torch.where(known, (window.values - mean) ** 2, 0.0).sum() / (count - 1)
-        return (window.count >= self.warmup) & (value > mean + self.sigma * spread.sqrt())
+        return (window.count >= self.warmup) & (value > mean + torch.maximum(self.sigma * spread.sqrt(), mean.abs()))
 
     def state(self) -> Mapping[str, Tensor]:
         """Return what `restore` takes."""
