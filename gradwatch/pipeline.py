@@ -15,6 +15,7 @@ from typing import Any, Self, TypeAlias, cast
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradwatch.agreement import agree
 from gradwatch.assembly import assemble
 from gradwatch.detectors import build
 from gradwatch.episodes import Episodes
@@ -67,6 +68,8 @@ class GradWatch:
         self._interventions: list[Intervention] = []
         self._changes = {name: ChangeLog() for name in self.lanes}
         transforms, reactions = tuple(transforms), tuple(reactions)
+        self._agreement = agree() if reactions else None
+        self._agreeing = Part("agreeing with the other ranks")
         own = (lambda parts: tuple(map(deepcopy, parts))) if len(self.lanes) > 1 else tuple
         self._reactions = {
             name: Reactions(own((*reactions, *budgets_of(transforms))), LaneRun(lane, self._stop))
@@ -232,7 +235,8 @@ class GradWatch:
                     self._collect(lane, wait=wait)
 
     def _collect(self, lane: Lane, *, wait: bool = False) -> None:
-        for delivery in lane.deliveries(wait=wait):
+        # Ranks that have to agree judge the same step at the same time.
+        for delivery in lane.deliveries(wait=wait or self._agreement is not None):
             snapshot = assemble(lane.name, delivery, several_lanes=len(self.lanes) > 1)
             self._latest = snapshot
             made: list[Intervention] = list(self._changes[lane.name].update(snapshot))
@@ -242,11 +246,23 @@ class GradWatch:
             for alert in changed:
                 self._alerts[alert.key] = alert
             try:
-                for intervention in self._reactions[lane.name].react(snapshot, changed):
+                for intervention in self._react(lane, snapshot, changed):
                     made.append(intervention)  # noqa: PERF402 - a stop may end it halfway
             finally:  # a stop is an exception: what led to it is on record all the same
                 self._interventions = [*self._interventions, *made][-MAX_INTERVENTIONS:]
                 self._write(snapshot, changed, tuple(made))
+
+    def _react(self, lane: Lane, snapshot: Snapshot, alerts: tuple[Alert, ...]) -> Iterator[Intervention]:
+        """Let reactions have their turn, on what rank 0 knows where there are several."""
+        if self._agreement is not None:
+            agreed = None
+            if not self._agreeing.failed:
+                with contain(self._agreeing):
+                    agreed = self._agreement.share(snapshot.loss, alerts)
+            if agreed is None:
+                return
+            snapshot, alerts = replace(snapshot, loss=agreed[0]), agreed[1]
+        yield from self._reactions[lane.name].react(snapshot, alerts)
 
     def _write(self, snapshot: Snapshot, alerts: tuple[Alert, ...], interventions: tuple[Intervention, ...]) -> None:
         for sink, part in self._sinks:

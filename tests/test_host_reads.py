@@ -11,6 +11,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import gradwatch
 from gradwatch.measure.foreach import ForeachMeter
 from gradwatch.measure.plan import plan
 from gradwatch.table import StatTable
@@ -166,3 +167,41 @@ def test_on_cuda_the_statistics_are_those_of_the_cpu():
     for name, values in results[0].columns.items():
         np.testing.assert_allclose(results[1].columns[name], values, rtol=1e-4, atol=1e-12, err_msg=name)
     assert results[1].scalars == {"loss": 2.0}
+
+
+CLIPPERS = [
+    lambda: [gradwatch.ClipByGlobalNorm(0.1), gradwatch.ClipByTensorNorm(0.05), gradwatch.ClipByValue(0.01)],
+    lambda: [gradwatch.AdaptiveGradientClip(), gradwatch.ClipByGlobalNorm(0.1, "0.*")],
+    lambda: [gradwatch.AutoClip(), gradwatch.ZClip(), gradwatch.AdaGC(warmup=5)],
+    lambda: [gradwatch.DryRun(gradwatch.ZClip()), gradwatch.SkipNonfinite(), gradwatch.SkipSpike(warmup=5)],
+]
+
+
+@pytest.mark.parametrize("make", CLIPPERS)
+def test_no_transform_reads_a_number_before_a_fused_optimizer(make):
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    watch, memory = watched(model, optimizer, backend="foreach", detectors=[], transforms=make())
+    with HostReads() as reads:
+        for step in range(12):
+            optimizer.zero_grad()
+            watch.log_loss(backward(model, step))
+            optimizer.step()
+    watch.close()
+
+    assert len(memory.snapshots) == 12
+    assert reads.outside("transfer.py") == []
+
+
+def test_a_skip_before_an_optimizer_that_is_not_fused_waits_for_one_flag_a_step():
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    watch, _ = watched(model, optimizer, backend="foreach", detectors=[], transforms=[gradwatch.SkipNonfinite()])
+    for step in range(3):
+        optimizer.zero_grad()
+        backward(model, step)
+        with HostReads() as reads:
+            optimizer.step()
+        assert len([name for name in reads.inside("transfer.py") if name == "_local_scalar_dense"]) >= 1
+        assert [caller for _, caller in reads.outside("transfer.py")] == []
+    watch.close()

@@ -18,7 +18,7 @@ LAYERS = [
     {"api"},
     {"attach"},
     {"pipeline"},
-    {"reacting", "run", "initialization"},
+    {"reacting", "run", "initialization", "agreement"},
     {"assembly", "judge", "lane", "state", "interventions"},
     {"measure", "probe", "episodes", "diagnosis", "sinks", "transforming", "reactions"},
     {"detectors", "transforms", "trouble"},
