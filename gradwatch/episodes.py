@@ -234,17 +234,31 @@ class Episodes:
     def _opened(self, symptom: str, snapshot: Snapshot) -> list[Alert]:
         alert = self._make(symptom, snapshot, "opened")
         spike = self._open.get("spike")
-        if spike is not None and alert.kind == "exploding" and snapshot.step - spike.opened < ESCALATES:
+        if spike is not None and alert.kind == "exploding":
             if spike.severity == "critical":
                 return []
-            message = f"{spike.message} It became an explosion: {alert.message}"
-            self._open["spike"] = replace(spike, severity="critical", change="escalated", message=message)
-            return [self._open["spike"]]
+            if snapshot.step - spike.opened < ESCALATES:
+                return [self._escalated_spike(spike, alert, snapshot)]
         if any(_explains(earlier, alert) for earlier in (*self._open.values(), *self._over)):
             return []
         alert = replace(alert, causes=self.diagnose(alert, snapshot))
         self._open[symptom] = alert
         return [alert]
+
+    def _escalated_spike(self, spike: Alert, explosion: Alert, snapshot: Snapshot) -> Alert:
+        """Say that the spike was the beginning of an explosion, whose cause may be another."""
+        began = replace(explosion, first_step=spike.first_step)
+        self._open["spike"] = replace(
+            spike,
+            step=snapshot.step,
+            severity="critical",
+            change="escalated",
+            message=f"{spike.message} It became an explosion: {explosion.message}",
+            layers=explosion.layers,
+            tensors=explosion.tensors,
+            causes=self.diagnose(began, snapshot),
+        )
+        return self._open["spike"]
 
     def _escalated(self, snapshot: Snapshot) -> list[Alert]:
         changed = []
@@ -331,7 +345,8 @@ def _explains(earlier: Alert, later: Alert) -> bool:  # noqa: PLR0911 - a table 
     """Whether a new finding is a consequence of an open alert; what is only `info` explains nothing worse."""
     if earlier.severity == "info" and later.severity != "info":
         return False
-    debris = earlier.kind in ("exploding", "spike") and later.kind in STARVED
+    became_an_explosion = earlier.kind == "spike" and earlier.severity == "critical" and later.kind == "exploding"
+    debris = became_an_explosion or (earlier.kind in ("exploding", "spike") and later.kind in STARVED)
     if debris and (later.symptom in SHOWS_LATE or later.first_step <= (earlier.resolved or earlier.step) + AFTERMATH):
         return True
     if earlier.resolved is not None and (later.first_step > earlier.resolved or earlier.kind != "exploding"):

@@ -279,6 +279,11 @@ class History:
         return max((u for step, u in self.updates if step >= since and (until is None or step <= until)), default=0.0)
 
     @property
+    def rate_is_new(self) -> bool:
+        """The rate is higher than it ever was, and still rising: nobody knows yet whether the run bears it."""
+        return len(self.rates) > 1 and self.rates[-1] >= self.peak_rate and self.rates[-1] > 1.0001 * self.rates[-2]
+
+    @property
     def rate_is_ramping(self) -> bool:
         """The rate has doubled within the last ten steps."""
         return len(self.rates) > 10 and self.rates[-1] > 2 * self.rates[-11] > 0

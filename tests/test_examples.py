@@ -70,3 +70,15 @@ def test_the_lightning_example_trains_and_logs(tmp_path):
 
     assert "gradwatch found: nothing to say" in done.stdout
     assert len(list(tmp_path.glob("events*"))) == 1
+
+
+def test_the_mitigation_example_diverges_by_itself_and_trains_with_us():
+    done = subprocess.run([sys.executable, "mitigation.py"], cwd=EXAMPLES, capture_output=True, text=True, check=True)
+
+    last = {
+        name: float(re.findall(rf"{name}: epoch 24/24 +loss +(\S+)", done.stdout)[0])
+        for name in ("itself", "gradwatch")
+    }
+    assert not last["itself"] < 1.0
+    assert last["gradwatch"] < 0.5
+    assert "learning_rate at step" in done.stderr

@@ -44,7 +44,9 @@ def diagnose(alert: Alert, snapshot: Snapshot, history: History) -> tuple[Cause,
     for finding in rules(case):
         found.setdefault(finding[0], finding)
     ceiling, causes = 1.0, []
-    for name, confidence, evidence in islice(found.values(), MAX_CAUSES):
+    best = max((confidence for _, confidence, _ in found.values()), default=0.0)
+    worth = [finding for finding in found.values() if finding[1] > FALLBACK or best < LIKELY]
+    for name, confidence, evidence in islice(worth, MAX_CAUSES):
         ceiling = min(ceiling, confidence)
         causes.append(Cause(name=name, confidence=ceiling, evidence=evidence, remedy=remedy(name, case)))
     return tuple(causes)
@@ -215,6 +217,12 @@ def _spike(case: Case) -> Iterator[Finding]:
     before = history.largest_update(first - 3, first - 1)
     if case.rate_jumped:
         yield "learning_rate", SURE, f"The learning rate grew at least fivefold at step {history.rate_jump}."
+    elif history.rate_is_new:
+        yield (
+            "learning_rate",
+            LIKELY,
+            f"The learning rate, {case.rate:.3g}, is higher than ever before and still rises.",
+        )
     elif history.rate_is_ramping or before > LARGE_UPDATE or 0 < 3 * history.update_reference < before:
         yield "learning_rate", LIKELY, f"The update before it was {before:.2g} times the weights, at {case.rate:.3g}."
     yield "data", POSSIBLE, "Loss and gradient left their range together, at one batch."
