@@ -18,8 +18,8 @@ FAST, SLOW = 1.0, 0.25
 """Share by which a loss must exceed the reference at once, and its running mean for `SLOW_STEPS`; a sum and no factor,
 for losses may be negative."""
 SLOW_STEPS = 5
-FLOOR = 0.1
-"""Share of the first loss that any rise must reach: a loss that is nearly zero moves by factors and means nothing."""
+FAST_FLOOR, SLOW_FLOOR = 0.3, 0.1
+"""Share of the first loss that a rise must reach: a loss that is nearly zero moves by factors and means nothing."""
 NORM_FACTOR, NORM_STEPS = 8.0, 3
 ABOVE_LEVEL = 2.0
 """Times the largest usual norm that the run had: gradients of a converged run move by decades below it."""
@@ -85,11 +85,11 @@ class Trouble:
             return None
         reference = median(past)
         noise = 1.4826 * median(abs(value - reference) for value in past)
-        floor = FLOOR * abs(median(self._first))
+        first = abs(median(self._first))
         self._mean = loss if self._mean is None else self._mean + (loss - self._mean) * 2 / (SLOW_STEPS + 1)
-        slow = self._mean > reference + max(SLOW * abs(reference), 4 * noise, floor)
+        slow = self._mean > reference + max(SLOW * abs(reference), 4 * noise, SLOW_FLOOR * first)
         self._slow_for = self._slow_for + 1 if slow else 0
-        if loss > reference + max(FAST * abs(reference), 6 * noise, floor):
+        if loss > reference + max(FAST * abs(reference), 6 * noise, FAST_FLOOR * first):
             return f"the loss is {loss:.4g}, usually {reference:.4g}"
         if self._slow_for >= SLOW_STEPS:
             return f"the loss has risen from {reference:.4g} to {self._mean:.4g}"
@@ -102,12 +102,17 @@ class Trouble:
         usual = median(past)
         self._level = max(self._level, usual)
         large = snapshot.global_norm > max(NORM_FACTOR * usual, ABOVE_LEVEL * self._level)
+        large &= snapshot.loss is None or not self._is_falling(snapshot.loss)
         self._large_for = self._large_for + 1 if large else 0
         if self._large_for < NORM_STEPS:
             return None
         return (
             f"the gradient norm has been {snapshot.global_norm / usual:.3g} times its usual size for {NORM_STEPS} steps"
         )
+
+    def _is_falling(self, loss: float) -> bool:
+        """Gradients grow too when a network begins to learn."""
+        return len(self._losses) > DELAY and loss < median(self._losses[-2 * DELAY :])
 
     def _accept(self, snapshot: Snapshot) -> None:
         if snapshot.loss is not None and np.isfinite(snapshot.loss):

@@ -12,6 +12,7 @@ from builders import snapshot
 from loops import backward, mlp, watched
 from torch import optim
 from torch.optim import lr_scheduler
+from torch.optim.swa_utils import SWALR
 
 import gradwatch
 from gradwatch.records import Alert
@@ -31,6 +32,7 @@ SCHEDULERS = {
     "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 1e-3, 0.1, 3, cycle_momentum=False),
     "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=20),
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=2),
+    "SWALR": lambda o: SWALR(o, 0.01, anneal_epochs=5),
     "SequentialLR": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.ConstantLR(o, 0.1, 3), lr_scheduler.ExponentialLR(o, 0.9)], milestones=[3]
     ),
@@ -221,10 +223,16 @@ def test_a_loss_that_doubles_halves_the_rate_also_where_losses_are_negative(leve
 
 def test_a_slow_rise_and_a_large_norm_are_trouble_too():
     rising = judged(gradwatch.BackOffLR(), [*noisy(90), *[1.5] * 8])
-    large = judged(gradwatch.BackOffLR(), noisy(100), [*[1.0] * 90, *[20.0] * 10])
+    large = judged(gradwatch.BackOffLR(), [*noisy(90), *[1.2] * 10], [*[1.0] * 90, *[20.0] * 10])
 
     assert "has risen" in rising.events[0][1]
     assert "times its usual size" in large.events[0][1]
+
+
+def test_gradients_that_grow_while_the_loss_falls_are_no_trouble():
+    falling = np.linspace(2.0, 1.0, 100).tolist()
+
+    assert judged(gradwatch.BackOffLR(), falling, [*[1.0] * 60, *[20.0] * 40]).events == []
 
 
 def test_one_bad_step_is_forgiven_and_two_in_ten_are_not():

@@ -381,7 +381,14 @@ def test_transforms_compose_in_their_order():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda i: ClipByGlobalNorm(1.0, i), lambda i: ClipByTensorNorm(1.0, i), lambda i: ClipByValue(1.0, i)]
+    "make",
+    [
+        lambda i: ClipByGlobalNorm(1.0, i),
+        lambda i: ClipByTensorNorm(1.0, i),
+        lambda i: ClipByValue(1.0, i),
+        lambda i: ZClip(max_norm=1.0, include=i),
+        lambda i: AutoClip(max_norm=1.0, include=i),
+    ],
 )
 def test_a_pattern_leaves_the_other_tensors_alone(make):
     step = gradients([[9.0], [9.0]], names=["body.weight", "head.weight"])

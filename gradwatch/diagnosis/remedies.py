@@ -81,7 +81,13 @@ def _precision(case: Case) -> str:
 def _data(case: Case) -> str:
     if case.batch_was_bad or case.alert.kind == "spike":
         clip = "clip at ten times the usual norm: torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)"
-        return f"Look at the batch of step {max(case.history.bad_batch, case.alert.first_step)}; drop it, or {clip}."
+        look = f"Look at the batch of step {max(case.history.bad_batch, case.alert.first_step)}; drop it, or {clip}."
+        name = case.snapshot.optimizer_facts.name
+        return (
+            f"{look} What remains of it is in {name}'s moments: a lower rate does not help."
+            if case.is_adaptive
+            else look
+        )
     if case.alert.kind == "nonfinite":
         return "Check inputs and targets with torch.isfinite(batch).all() before the forward pass."
     if case.opening.input_rms > 5:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -49,6 +50,9 @@ def diagnose(alert: Alert, snapshot: Snapshot, history: History) -> tuple[Cause,
     for name, confidence, evidence in islice(worth, MAX_CAUSES):
         ceiling = min(ceiling, confidence)
         causes.append(Cause(name=name, confidence=ceiling, evidence=evidence, remedy=remedy(name, case)))
+    if causes and case.probe is None:
+        unread = "The forward pass was not read: this is told from gradients and weights alone."
+        causes[0] = replace(causes[0], evidence=f"{causes[0].evidence} {unread}")
     return tuple(causes)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradwatch.transforms.clipping import EPS
-from gradwatch.transforms.gradients import Gradients
+from gradwatch.transforms.gradients import Gradients, Include
 from gradwatch.transforms.memory import Streak, Window
 from gradwatch.transforms.options import OnFailure, check_on_failure, check_positive
 
@@ -30,6 +30,7 @@ class AutoClip:
     window: int = 1000
     max_norm: float = 10.0
     warmup: int = 25
+    include: Include = "*"
     on_failure: OnFailure = field(default="raise", kw_only=True)
     _history: Window = field(init=False, repr=False)
     _streak: Streak = field(default_factory=Streak, init=False, repr=False)
@@ -47,7 +48,8 @@ class AutoClip:
 
     def __call__(self, gradients: Gradients) -> Tensor:
         """Clip; return the factor."""
-        norm = gradients.global_norm
+        rows = gradients.rows(self.include)
+        norm = gradients.norm_of(rows)
         self._history.on(norm)
         self._streak.on(norm)
         finite = torch.isfinite(norm) & ~gradients.nonfinite
@@ -57,7 +59,7 @@ class AutoClip:
         if self.percentile > 50:
             over = (norm > limit) & (self._history.count > self.warmup)
             self._history.clear(where=self._streak.count(clipped=over, finite=finite))
-        return gradients.scale_((limit / (norm + EPS)).clamp(max=1.0))
+        return gradients.scale_((limit / (norm + EPS)).clamp(max=1.0), rows)
 
     def state(self) -> Mapping[str, Tensor]:
         """Return what `restore` takes."""

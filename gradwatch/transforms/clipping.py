@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from gradwatch.transforms.gradients import Gradients, Include
@@ -34,8 +33,7 @@ class ClipByGlobalNorm:
     def __call__(self, gradients: Gradients) -> Tensor:
         """Clip; return the factor."""
         rows = gradients.rows(self.include)
-        norm = gradients.global_norm if rows is None else torch.linalg.vector_norm(gradients.norms[rows])
-        return gradients.scale_((self.max_norm / (norm + EPS)).clamp(max=1.0), rows)
+        return gradients.scale_((self.max_norm / (gradients.norm_of(rows) + EPS)).clamp(max=1.0), rows)
 
 
 @dataclass(slots=True)

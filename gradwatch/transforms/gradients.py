@@ -65,6 +65,10 @@ class Gradients:
         norm: Tensor = torch.linalg.vector_norm(self.norms)
         return norm
 
+    def norm_of(self, rows: Tensor | None) -> Tensor:
+        """L2 norm over the tensors in `rows`, or over all; shape []."""
+        return self.global_norm if rows is None else torch.linalg.vector_norm(self.norms[rows])
+
     def rows(self, include: Include) -> Tensor | None:
         """Positions of the tensors whose names match; None if all do."""
         globs = (include,) if isinstance(include, str) else include

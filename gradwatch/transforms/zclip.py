@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradwatch.transforms.clipping import EPS
-from gradwatch.transforms.gradients import Gradients
+from gradwatch.transforms.gradients import Gradients, Include
 from gradwatch.transforms.memory import Streak
 from gradwatch.transforms.options import OnFailure, check_on_failure, check_positive, check_share
 
@@ -30,6 +30,7 @@ class ZClip:
     warmup: int = 25
     max_norm: float = 10.0
     eps: float = 1e-6
+    include: Include = "*"
     on_failure: OnFailure = field(default="raise", kw_only=True)
     _sums: Tensor = field(default_factory=lambda: torch.empty(0), init=False, repr=False)
     """Count, sum and sum of squares of the warm-up, then mean and variance; shape [5]."""
@@ -47,7 +48,8 @@ class ZClip:
 
     def __call__(self, gradients: Gradients) -> Tensor:
         """Clip; return the factor."""
-        norm = gradients.global_norm
+        rows = gradients.rows(self.include)
+        norm = gradients.norm_of(rows)
         if not len(self._sums):
             self._sums = torch.zeros(5, dtype=norm.dtype, device=norm.device)
         self._streak.on(norm)
@@ -62,7 +64,7 @@ class ZClip:
         self._sums = torch.where(finite, self._after(taken, warm), self._sums)
         anew = self._streak.count(clipped=outlier, finite=finite)
         self._sums = torch.where(anew, 0.0, self._sums)
-        return gradients.scale_((target / (norm + EPS)).clamp(max=1.0))
+        return gradients.scale_((target / (norm + EPS)).clamp(max=1.0), rows)
 
     def _after(self, norm: Tensor, warm: Tensor) -> Tensor:
         """Statistics with one more norm: plain ones in the warm-up, running ones later."""
