@@ -445,3 +445,28 @@ def test_a_failing_probe_switches_itself_off_and_training_goes_on(monkeypatch, c
     assert len(snapshots) == 3
     assert all(snapshot.modules is None for snapshot in snapshots)
     assert caplog.text.count("reading the forward pass failed") == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("how", ["func", "trace", "export"])
+def test_passes_that_stand_for_something_else_are_not_read(how):
+    model, (inputs, _) = mlp(), batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch, memory = watched(model, optimizer, detectors=[])
+    if how == "func":
+        parameters = dict(model.named_parameters())
+
+        def loss(weights, sample):
+            return torch.func.functional_call(model, weights, (sample,)).square().sum()
+
+        torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, 1e6 * inputs)
+    elif how == "trace":
+        assert list(torch.jit.trace(model, 1e6 * inputs, check_trace=False).graph.nodes())
+    else:
+        torch.export.export(model, (1e6 * inputs,))
+    backward(model)
+    optimizer.step()
+    watch.close()
+
+    assert memory.snapshots[0].input.max_abs < 10
+    assert memory.snapshots[0].modules.operations[0] == "linear"

@@ -85,6 +85,8 @@ class ForwardHooks:
         """The outermost watched module begins."""
         if torch.compiler.is_compiling() or self._outermost is not None or self._part.failed:
             return
+        if _is_no_ordinary_pass() or any(lane.is_capturing() for lane in self._lanes):
+            return
         if not self._watch.active or not torch.is_grad_enabled() or (self._ever_trained and not module.training):
             return  # validation, or a look without gradients; a model left in evaluation mode is seen all the same
         self._ever_trained |= module.training
@@ -113,8 +115,8 @@ class ForwardHooks:
 
     def _read_input(self, inputs: object) -> None:
         first = next((tensor for tensor in tensors_in(inputs) if tensor.is_floating_point()), None)
-        if first is None or not first.numel():
-            return
+        if first is None or not first.numel() or type(first) not in (Tensor, nn.Parameter):
+            return  # a subclass, such as a sharded or a fake tensor, has rules of its own
         with torch.no_grad():
             flat = first.detach()
             read = {
@@ -187,6 +189,13 @@ class ForwardHooks:
             self._handles.append(module.register_forward_pre_hook(enters, with_kwargs=True, prepend=True))
             leaves = cast("Any", WeakHook(self.left))
             self._handles.append(module.register_forward_hook(leaves, always_call=True))
+
+
+def _is_no_ordinary_pass() -> bool:
+    """Whether the tensors stand for something else: tracing, or a transform of `torch.func`."""
+    internals: Any = torch._C  # noqa: SLF001 - both questions have no public form that is cheap enough for every step
+    tracing, functorch = internals._get_tracing_state, internals._functorch  # noqa: SLF001
+    return tracing() is not None or functorch.peek_interpreter_stack() is not None
 
 
 def _lanes_of(watch: GradWatch, key: str) -> list[Lane]:
