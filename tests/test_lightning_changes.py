@@ -139,3 +139,67 @@ def test_strategies_that_would_silently_not_clip_are_refused(strategy, says):
 
     with pytest.raises(gradwatch.ConfigurationError, match=says):
         _refuse_strategies(trainer)
+
+
+@pytest.mark.parametrize(
+    "trainers",
+    [
+        {"gradient_clip_val": 0.1},
+        {"gradient_clip_val": 0.01},
+        {"gradient_clip_val": 0.02, "gradient_clip_algorithm": "value"},
+        {},
+    ],
+)
+def test_the_norm_that_is_used_is_the_smaller_one_with_any_clipping_of_the_trainer(trainers):
+    used = []
+
+    class Noted(torch.optim.SGD):
+        @torch.no_grad()
+        def _init_group(self, group, params, grads, *lists):
+            found = super()._init_group(group, params, grads, *lists)
+            used.append(float(torch.stack([grad.norm() for grad in grads]).norm()))
+            return found
+
+    changed(module(make=lambda p: Noted(p, lr=0.1)), transforms=[gradwatch.ClipByGlobalNorm(0.05)], **trainers)
+
+    limit = min(0.05, trainers.get("gradient_clip_val", 1.0)) if "gradient_clip_algorithm" not in trainers else 0.05
+    assert len(used) == 4
+    assert all(norm <= limit * (1 + 1e-4) for norm in used)
+    assert "gradient_clip_algorithm" in trainers or used == pytest.approx([limit] * 4, rel=1e-3)
+
+
+def test_gradients_whose_norm_float32_cannot_hold_are_clipped_and_not_zeroed():
+    model = module(factor_at={1: 1e30})
+
+    memory, _, _ = changed(model, transforms=[gradwatch.ClipByGlobalNorm(0.05)])
+
+    assert memory.snapshots[1].global_norm > 1e28
+    assert memory.snapshots[1].clipped_norm == pytest.approx(0.05, rel=1e-3)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_two_callbacks_of_one_name_are_refused():
+    callbacks = [GradWatchCallback(sinks=[]), GradWatchCallback(sinks=[])]
+
+    with pytest.raises(RuntimeError, match=r"state_key|stateful callback"):
+        fit(module(), callback=callbacks[0], callbacks=callbacks[1:])
+
+
+def test_an_exception_leaves_the_configured_rate():
+    class Fails(L.Callback):
+        def on_train_batch_end(self, trainer, *_batch):
+            if trainer.global_step == 3:
+                raise KeyboardInterrupt
+
+    def halve(snapshot, _alerts, run):
+        if snapshot.step == 0:
+            yield run.multiply_lr(0.5, reason="as planned")
+
+    rates = []
+    model = module(make=lambda p: rates.append(torch.optim.SGD(p, lr=0.1)) or rates[0])
+    callback = callback_with(gradwatch.MemorySink(), reactions=[halve])
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(model, callback=callback, callbacks=[Fails()])
+
+    assert rates[0].param_groups[0]["lr"] == 0.1
+    assert not rates[0]._optimizer_step_pre_hooks
