@@ -21,7 +21,7 @@ from gradwatch.records import Source, Tensors
 from gradwatch.table import StatTable
 from gradwatch.targets import Entry, Target
 from gradwatch.transfer import Delivery, Transfer
-from gradwatch.transforming import Transforms, finish, gradients_of, merged, names
+from gradwatch.transforming import Transforms, finish, gradients_of, merged, names_of
 
 SCAN_EVERY = 100
 """The models are searched for new parameters at every tenth of the first hundred steps, later at every hundredth."""
@@ -367,7 +367,7 @@ class Lane:
             weight_decay=tuple(_plain(group.get("weight_decay")) for group in groups),
             eps=tuple(_plain(group.get("eps")) for group in groups),
             scheduled=any("initial_lr" in group for group in groups),
-            transforms=names(self.transforms.transforms),
+            transforms=names_of(self.transforms.transforms),
             probed=tuple(entry.probed for entry in taken if entry.probed is not None),
             cleared=self.was_cleared(),
         )

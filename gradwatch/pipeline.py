@@ -240,7 +240,8 @@ class GradWatch:
             snapshot = assemble(lane.name, delivery, several_lanes=len(self.lanes) > 1)
             self._latest = snapshot
             made: list[Intervention] = list(self._changes[lane.name].update(snapshot))
-            snapshot = replace(snapshot, clip_rate=self._changes[lane.name].clip_rate)
+            if (rate := self._changes[lane.name].clip_rate) is not None:
+                snapshot = replace(snapshot, clip_rate=rate)
             self._latest = snapshot
             changed = self._judges[lane.name].judge(snapshot)
             for alert in changed:

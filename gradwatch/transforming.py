@@ -123,6 +123,6 @@ def _state(transform: object) -> object:
     return state() if callable(state) else None
 
 
-def names(transforms: Iterable[Transform]) -> tuple[str, ...]:
+def names_of(transforms: Iterable[Transform]) -> tuple[str, ...]:
     """Return what the log calls them."""
     return tuple(name_of(transform) for transform in transforms)
