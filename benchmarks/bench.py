@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import clipping, judging, lightning
+from benchmarks import clipping, lightning
 from benchmarks.models import MODELS, Workload
 from benchmarks.routes import ONE_READ, WATCH, Route, check, routes
 from benchmarks.timing import quartiles, ratios, timed
@@ -69,8 +69,10 @@ def main() -> None:
         for name in arguments.models:
             table(name, 5 if arguments.quick else 15, device, Path(log_dir))
     clipping.tables(5 if arguments.quick else 15, device)
-    print(f"\n{judging.line(100 if arguments.quick else 400)}", flush=True)
-    lightning.tables(3 if arguments.quick else 9, device)
+    print(flush=True)
+    steps = "100" if arguments.quick else "400"
+    subprocess.run([sys.executable, "-m", "benchmarks.judging", "--steps", steps], check=True)
+    lightning.tables(3 if arguments.quick else 5, device)
     print(flush=True)
     steps = "100" if arguments.quick else "1000"
     subprocess.run([sys.executable, "-m", "benchmarks.memory", "--steps", steps], check=True)

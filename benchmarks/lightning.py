@@ -19,9 +19,10 @@ from benchmarks.models import Workload, convolutions, encoder
 from benchmarks.routes import histogram
 from benchmarks.timing import quartiles, ratios
 from gradwatch import GradWatchCallback
+from gradwatch.cadence import DENSE_STEPS
 
 NONE = "no callback"
-STEPS = 40
+STEPS = 120
 
 
 class Module(pl.LightningModule):
@@ -72,7 +73,7 @@ class Clock(pl.Callback):
         self, _trainer: pl.Trainer, _module: pl.LightningModule, _batch: Tensor, index: int
     ) -> None:
         """Start behind the dense steps."""
-        if index == STEPS // 2:
+        if index == DENSE_STEPS:
             self.seconds = -time.process_time()
 
     def on_train_end(self, _trainer: pl.Trainer, _module: pl.LightningModule) -> None:
@@ -107,7 +108,7 @@ def fitted(workload: Workload, callbacks: list[pl.Callback], device: torch.devic
 
 def tables(rounds: int, device: torch.device) -> None:
     """Print a table a model."""
-    for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     for name, make in {"CNN": convolutions, "transformer": encoder}.items():

@@ -83,7 +83,8 @@ def _measure(params: Sequence[nn.Parameter], meter: Meter, *, detail: bool) -> R
 def _watched(model: nn.Module, log_dir: Path) -> Route:
     """Ten steps of all that `watch` does beside the optimizer's own work: judging and writing files too."""
     sinks = [gradwatch.TensorBoardSink(log_dir), gradwatch.JSONLSink(log_dir / "gradwatch.jsonl")]
-    watch = gradwatch.watch(model, None, sinks=sinks, start_step=100)
+    standing = [("stalled", "*")]  # the benchmark never moves a weight
+    watch = gradwatch.watch(model, None, sinks=sinks, mute=standing, start_step=100)
 
     def route() -> None:
         for _ in range(10):

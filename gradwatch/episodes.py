@@ -23,7 +23,9 @@ exp(-12).
 HOLD = 4
 """Steps that a finding waits at most for one of higher order that is gathering evidence."""
 ARMED = 5
-"""Steps for which the detail tier stays dense after evidence was seen."""
+"""Steps for which the detail tier stays dense after evidence was seen, while it gathers"""
+FRESH = 50
+"""and for so many steps after it sufficed: an alert that stays open costs no more than a healthy run."""
 QUIET = 10
 """Observations at zero after which an alert is resolved."""
 REMEMBERED = 8
@@ -170,8 +172,9 @@ class Episodes:
         self._step = snapshot.step
         for item in evidence:
             self._sums.setdefault(item.symptom, EvidenceSum()).add(item, snapshot)
-            gathers = self._sums[item.symptom].highest < OPENS
-            if (gathers or item.severity != "info") and _is_positive(item):
+            found = self._sums[item.symptom]
+            fresh = found.reached < 0 or snapshot.step < found.reached + FRESH
+            if (found.highest < OPENS or (fresh and item.severity != "info")) and _is_positive(item):
                 self._armed_until = snapshot.step + ARMED
         changed = [*self._resolved(snapshot), *self._escalated(snapshot)]
         for symptom in sorted(self._sums, key=_rank):

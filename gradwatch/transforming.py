@@ -82,8 +82,9 @@ def gradients_of(
     grads = [cast("Tensor", params[row].grad) for row in rows]
     values = table.values
     if isinstance(values, np.ndarray):
-        norms = torch.from_numpy(values[ROW["norm"], list(rows)])
-        nonfinite = torch.tensor(bool((np.nan_to_num(values[ROW["nonfinite"], list(rows)]) > 0).any()))
+        chosen = values[:, rows]
+        norms = torch.from_numpy(chosen[ROW["norm"]])
+        nonfinite = torch.tensor(bool((chosen[ROW["nonfinite"]] > 0).any()))  # NaN, of a missing one, is not
     else:
         index = torch.tensor(list(rows), device=values.device)
         norms = values[ROW["norm"]].index_select(0, index)

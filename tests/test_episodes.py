@@ -202,6 +202,19 @@ def test_detail_is_wanted_from_the_first_evidence_until_five_steps_without():
     assert wanted == [False, False, True, True, True, True, True, False, False, False]
 
 
+def test_an_alert_that_stays_open_does_not_keep_the_detail_tier_dense():
+    episodes = Episodes()
+
+    wanted = []
+    for step in range(100):
+        episodes.judge(snapshot(step), [said(value=2.0)])
+        wanted.append(episodes.wants_detail)
+
+    assert all(wanted[:50])
+    assert not any(wanted[60:])
+    assert len(episodes.open) == 1
+
+
 @given(st.lists(st.tuples(st.sampled_from(["growth", "zero", "mine"]), values), min_size=1, max_size=40), st.data())
 def test_a_restart_anywhere_changes_nothing(stream, data):
     cut = data.draw(st.integers(0, len(stream)))

@@ -345,14 +345,21 @@ def test_trial_runs_write_no_file(options, tmp_path, monkeypatch):
     assert list(tmp_path.rglob("events*")) == []
 
 
-def test_the_learning_rate_finders_steps_are_not_the_runs():
+def test_the_learning_rate_finders_steps_are_not_the_runs(tmp_path):
     memory = gradwatch.MemorySink()
     callback = GradWatchCallback(sinks=[memory])
     finder = L.callbacks.LearningRateFinder(num_training_steps=5)
     model = module()
     model.lr = 0.1
 
-    fit(model, callback=callback, callbacks=[finder], batches=6, enable_checkpointing=True)
+    fit(
+        model,
+        callback=callback,
+        callbacks=[finder],
+        batches=6,
+        enable_checkpointing=True,
+        default_root_dir=tmp_path,
+    )
 
     assert len(memory.snapshots) == 6
 

@@ -58,6 +58,7 @@ class _Core:
         self._target: Target | None = None
         self._ordered = False
         self._part = Part("reading the order of the layers")
+        self._loud = -1
 
     @property
     def state_key(self) -> str:
@@ -84,7 +85,7 @@ class _Core:
         self.watch, self._target = prepare(
             pl_module, optimizers, sinks=self._default_sinks(trainer), shared=True, **self._options
         )
-        self._ordered = False
+        self._ordered, self._loud = False, -1
         for lane in self.watch.lanes.values():
             lane.next_log_step = lambda: _log_step(trainer)
             lane.log_every = max(int(trainer.log_every_n_steps), 1)
@@ -165,12 +166,15 @@ class _Core:
                 self.watch.act(lane, lambda lane: lane.skip())
         if self.watch.should_stop:
             trainer.should_stop = True
+        loud = sum(alert.resolved is None and alert.severity != "info" for alert in self.watch.alerts)
+        if loud == self._loud and not (trainer.is_last_batch or _is_logged(trainer)):
+            return  # what Lightning does for a logged value costs more than measuring a small network
         snapshot = self.watch.latest
         if snapshot is not None and snapshot.global_norm is not None:
+            self._loud = loud
             level = f"gradwatch/{snapshot.optimizer}/" if snapshot.several_lanes else "gradwatch/"
-            pl_module.log(f"{level}global_norm", snapshot.global_norm, logger=False, batch_size=1)
-            loud = [alert for alert in self.watch.alerts if alert.resolved is None and alert.severity != "info"]
-            pl_module.log("gradwatch/open_alerts", float(len(loud)), logger=False, batch_size=1)
+            values = {f"{level}global_norm": snapshot.global_norm, "gradwatch/open_alerts": float(loud)}
+            pl_module.log_dict(values, logger=False, batch_size=1)
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
@@ -232,6 +236,11 @@ def _refuse_strategies(trainer: Any) -> None:
             f"{strategy} keeps the whole gradients to itself: transforms would clip by a part of the norm, or not at "
             f"all; {instead}, and watch without transforms"
         )
+
+
+def _is_logged(trainer: Any) -> bool:
+    """Whether Lightning's own logging writes this step."""
+    return bool((_log_step(trainer) + 1) % max(int(trainer.log_every_n_steps), 1) == 0)
 
 
 def _log_step(trainer: Any) -> int:
