@@ -60,7 +60,7 @@ class GradWatch:
         self._sinks = [(sink, Part(f"the sink {type(sink).__name__}")) for sink in sinks]
         self._alerts: dict[object, Alert] = {}
         self._removers: list[Remover] = []
-        self._latest: Snapshot | None = None
+        self._latest: dict[str, Snapshot] = {}
         self._paused = False
         self._closed = False
         self._process = os.getpid()
@@ -99,7 +99,11 @@ class GradWatch:
     @property
     def latest(self) -> Snapshot | None:
         """The newest Snapshot that has arrived, of any optimizer."""
-        return self._latest
+        return next(reversed(self._latest.values()), None)
+
+    def latest_of(self, optimizer: str) -> Snapshot | None:
+        """The newest judged step of the optimizer of this name."""
+        return self._latest.get(optimizer)
 
     def log_loss(self, loss: object, *, optimizer: str | None = None) -> None:
         """Hand over the loss of the step to come, before the optimizer steps; it is not read before it has arrived.
@@ -238,11 +242,11 @@ class GradWatch:
         # Ranks that have to agree judge the same step at the same time.
         for delivery in lane.deliveries(wait=wait or self._agreement is not None):
             snapshot = assemble(lane.name, delivery, several_lanes=len(self.lanes) > 1)
-            self._latest = snapshot
             made: list[Intervention] = list(self._changes[lane.name].update(snapshot))
             if (rate := self._changes[lane.name].clip_rate) is not None:
                 snapshot = replace(snapshot, clip_rate=rate)
-            self._latest = snapshot
+            self._latest.pop(lane.name, None)  # the newest is last
+            self._latest[lane.name] = snapshot
             changed = self._judges[lane.name].judge(snapshot)
             for alert in changed:
                 self._alerts[alert.key] = alert

@@ -225,9 +225,11 @@ class GAN(L.LightningModule):
 def test_each_optimizer_of_a_gan_has_its_own_steps_and_parameters(how):
     model = GAN(**how)
 
-    _, memory = fit(model)
+    trainer, memory = fit(model)
 
     assert [s.optimizer for s in memory.snapshots] == [name for name, _ in model.true]
+    latest = {f"gradwatch/{s.optimizer}/global_norm": s.global_norm for s in memory.snapshots}
+    assert {name: float(trainer.callback_metrics[name]) for name in latest} == pytest.approx(latest, rel=1e-6)
     assert_close(norms_of(memory.snapshots), [norm for _, norm in model.true])
     assert all((s.clipped_norm is not None) == how.get("clip", False) for s in memory.snapshots)
 

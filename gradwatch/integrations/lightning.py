@@ -169,12 +169,13 @@ class _Core:
         loud = sum(alert.resolved is None and alert.severity != "info" for alert in self.watch.alerts)
         if loud == self._loud and not (trainer.is_last_batch or _is_logged(trainer)):
             return  # what Lightning does for a logged value costs more than measuring a small network
-        snapshot = self.watch.latest
-        if snapshot is not None and snapshot.global_norm is not None:
-            self._loud = loud
-            level = f"gradwatch/{snapshot.optimizer}/" if snapshot.several_lanes else "gradwatch/"
-            values = {f"{level}global_norm": snapshot.global_norm, "gradwatch/open_alerts": float(loud)}
-            pl_module.log_dict(values, logger=False, batch_size=1)
+        self._loud = loud
+        values = {"gradwatch/open_alerts": float(loud)}
+        for name in self.watch.lanes:
+            snapshot = self.watch.latest_of(name)
+            if snapshot is not None and snapshot.global_norm is not None:
+                values[f"gradwatch/{name}/global_norm" if name else "gradwatch/global_norm"] = snapshot.global_norm
+        pl_module.log_dict(values, logger=False, batch_size=1)
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
