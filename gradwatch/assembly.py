@@ -120,7 +120,14 @@ def _modules(delivery: Delivery[StepNote]) -> ModuleReadings | None:
         table = next(tables) if count or fused else np.empty((0, width))
         rows.append(table[:count])
         recurrences += [
-            Recurrence(module=module, cell=cell, steps=steps, decades=float(row[0]), last_tenth=float(row[1]))
+            Recurrence(
+                module=module,
+                cell=cell,
+                steps=steps,
+                decades=float(row[0]),
+                last_tenth=float(row[1]),
+                saturated=float(row[2]),
+            )
             for (module, cell, steps), row in zip(fused, table[count:], strict=True)
         ]
         gradients = table[:count, READINGS.index("gradient_rms")]

@@ -92,5 +92,6 @@ class Opening:
             if entry.cell != "loop" and not entry.decades <= self.recurrent_growth and np.isfinite(entry.decades):
                 self.recurrent_growth, self.recurrent_module = entry.decades, entry.module
                 self.recurrent_steps = entry.steps
-        bounded = np.nan_to_num(modules.low) + np.nan_to_num(modules.high)
+        bounded = np.append(modules.low + modules.high, [entry.saturated for entry in modules.recurrences])
+        bounded = np.nan_to_num(bounded)
         self.saturated = float(bounded.max()) if bounded.size else float("nan")

@@ -148,6 +148,8 @@ class Recurrence:
     """log10 of what is left of a gradient after the whole sequence: negative when it shrinks."""
     last_tenth: float
     """Share of the loss's own gradient that enters in the last tenth of the steps; NaN where that is unknown."""
+    saturated: float = float("nan")
+    """Share of the candidate states (tanh) that the inputs alone drive to where the slope is nearly zero."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

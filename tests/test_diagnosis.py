@@ -164,6 +164,27 @@ def test_float16_comes_first_where_numbers_end():
     assert diagnose(alert("nonfinite", "nonfinite"), now, history(now))[0].name == "precision"
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "expected"),
+    [
+        ([1.0, 2.0, np.nan], [2.0, np.nan, np.nan], True),  # in the second operation
+        ([1.0, np.nan, np.nan], [2.0, np.nan, np.nan], True),  # between the first two
+        ([1.0, 1e9, np.inf], [1e9, np.inf, np.nan], False),  # it grew until it overflowed
+        ([np.nan, np.nan, np.nan], [np.nan, np.nan, np.nan], False),  # the batch was bad
+        ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], False),  # after the forward pass
+    ],
+)
+def test_an_undefined_operation_is_told_from_an_overflow(inputs, outputs, expected):
+    read = readings(("linear",) * 3, [np.nan] * 3, input_rms=np.array(inputs), output_rms=np.array(outputs))
+    now = replace(snapshot(0), loss=float("nan"), modules=read)
+
+    causes = diagnose(alert("nonfinite", "nonfinite", first_step=0), now, history(now))
+
+    named = [cause for cause in causes if "The forward pass is not finite from 1 on" in cause.evidence]
+    assert bool(named) == expected
+    assert not named or (named[0].name == "precision" and causes[0] is named[0])
+
+
 def test_a_failing_diagnosis_costs_the_cause_and_not_the_alert(monkeypatch, caplog):
     monkeypatch.setattr("gradwatch.judge.diagnose", lambda *_: 1 / 0)
     torch.manual_seed(0)

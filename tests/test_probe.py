@@ -372,6 +372,25 @@ def test_a_gradient_of_1e60_over_a_long_sequence_is_still_a_number():
     assert -150 < recurrence.decades < -50
 
 
+@pytest.mark.parametrize(("kind", "first"), [(nn.RNN, 0), (nn.GRU, 16), (nn.LSTM, 16)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_candidate_states_that_the_inputs_saturate_are_counted(kind, first, bias):
+    cell, inputs = kind(4, 8, batch_first=True, bias=bias), 12 * torch.randn(3, 30, 4)
+
+    recurrence = trained(cell, inputs)[0].modules.recurrences[0]
+
+    driven = inputs.double() @ cell.weight_ih_l0[first : first + 8].double().mT
+    driven = driven + cell.bias_ih_l0[first : first + 8].double() if bias else driven
+    assert recurrence.saturated == pytest.approx(float((driven.tanh().abs() > 0.975).double().mean()), abs=1e-6)
+    assert 0.2 < recurrence.saturated < 1
+
+
+def test_a_recurrence_without_a_tanh_saturates_nothing():
+    assert np.isnan(
+        trained(nn.RNN(4, 8, nonlinearity="relu"), torch.randn(30, 3, 4))[0].modules.recurrences[0].saturated
+    )
+
+
 def test_where_the_loss_enters_is_told_apart():
     class Last(nn.Module):
         def __init__(self, *, every):

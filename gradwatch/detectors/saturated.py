@@ -25,9 +25,11 @@ def saturated(snapshot: Snapshot, history: History, /) -> Iterator[Evidence]:
     early = history.steps <= OPENING
     if not early and not history.is_stuck and not (history.steps <= WATCHED and not history.knows_loss):
         return
-    share = flat_shares(modules, softmax=early)
+    share = np.append(flat_shares(modules, softmax=early), [entry.saturated for entry in modules.recurrences])
     if not np.isfinite(share).any():
         return
+    places = [*zip(modules.operations, modules.modules, strict=True)]
+    places += [(f"the candidate states of the {entry.cell}", entry.module) for entry in modules.recurrences]
     worst = int(np.nanargmax(share))
     reading = float(share[worst])
     value = (reading - CEILING) / 0.1
@@ -37,8 +39,8 @@ def saturated(snapshot: Snapshot, history: History, /) -> Iterator[Evidence]:
         value=value if early or history.is_stuck or value < 0 or history.opening.saturated > CEILING else 0.0,
         reading=reading,
         threshold=CEILING,
-        layers=tuple(dict.fromkeys(modules.modules[row] for row in np.flatnonzero(share > CEILING).tolist())),
-        message=f"{100 * reading:.0f} % of the outputs of {_place(modules, worst)} lie where its slope is nearly zero.",
+        layers=tuple(dict.fromkeys(places[row][1] for row in np.flatnonzero(share > CEILING).tolist())),
+        message=f"{100 * reading:.0f} % of the outputs of {_place(*places[worst])} lie where its slope is nearly zero.",
     )
 
 
@@ -52,6 +54,5 @@ def flat_shares(modules: ModuleReadings, *, softmax: bool = True) -> Floats:
     return share if softmax else np.where(operations == "softmax", np.nan, share)
 
 
-def _place(modules: ModuleReadings, row: int) -> str:
-    name = modules.modules[row]
-    return f"{modules.operations[row]} in {name}" if name else modules.operations[row]
+def _place(operation: str, module: str) -> str:
+    return f"{operation} in {module}" if module else operation

@@ -129,6 +129,22 @@ class Case:
                 return self.probe.modules[row] or "the model"
         return None
 
+    @cached_property
+    def leaves_the_finite(self) -> tuple[str, float] | None:
+        """Module in which this step's forward pass is no longer finite, and the largest values before it.
+
+        None where the pass was not read, is finite, or was given something that is not.
+        """
+        probe = self.snapshot.modules
+        if probe is None:
+            return None
+        bad = np.flatnonzero(~np.isfinite(probe.output_rms))
+        if not bad.size or not np.isfinite(probe.input_rms[0]):
+            return None
+        first = int(bad[0])
+        before = np.append(probe.output_rms[:first], probe.input_rms[0])
+        return probe.modules[first], float(before.max())
+
     @property
     def inactive(self) -> str | None:
         """Module whose ReLU lets almost nothing through; None if there is none."""

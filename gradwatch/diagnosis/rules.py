@@ -25,6 +25,8 @@ LARGE_GAIN = 2.2
 LARGE_GROWTH = 100.0
 """Output of the last hidden layer over that of the first, before any training."""
 LARGE_UPDATE = 0.3
+LARGE_VALUES = 1e4
+"""Root mean square of activations up to which no operation of a healthy network overflows."""
 LARGE_LOGITS = 6.0
 """Root mean square of attention logits beyond which a softmax is nearly one-hot; about 1 in health."""
 UNSCALED_TARGETS = 10.0
@@ -93,6 +95,7 @@ def _nonfinite(case: Case) -> Iterator[Finding]:
         yield "recurrence", SURE, _over_time(case)
     if case.snapshot.step < 3 and case.amplifying is not None:
         yield "activation", LIKELY, f"The activation in {case.amplifying} grows without bound."
+    yield from _undefined(case)
     if case.snapshot.step < 3:
         yield from _large_initialization(case)
     if loss is not None and math.isinf(loss):
@@ -245,6 +248,13 @@ def _bad_batch(case: Case) -> Iterator[Finding]:
     else:
         size = f"{history.bad_batch_size:.3g} times larger than every input before"
         yield "data", SURE, f"The batch of step {history.bad_batch} holds an input {size}."
+
+
+def _undefined(case: Case) -> Iterator[Finding]:
+    if case.leaves_the_finite is not None and case.leaves_the_finite[1] < LARGE_VALUES:
+        module, before = case.leaves_the_finite
+        where = f"The forward pass is not finite from {module or 'the model itself'} on"
+        yield "precision", LIKELY, f"{where}, where values are no larger than {before:.2g}: 0/0, log(0), sqrt(0)."
 
 
 def _unscaled_input(case: Case, ceiling: float) -> Iterator[Finding]:

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from gradwatch.probe.operations import FLAT
+
 SEQUENCES = 4
 """Samples of the batch that are followed."""
 MAX_STEPS = 400
@@ -25,14 +27,17 @@ class Sequences:
     cell: str
     steps: int
     decades: Tensor
+    saturated: Tensor
+    """Share of the candidate states that the inputs alone drive to where tanh is flat; NaN without a tanh."""
     entering: Tensor | None = field(default=None)
     """Share of the loss's gradient at the outputs that enters in the last tenth of the steps."""
 
     def vector(self, size: int) -> Tensor:
-        """Return the readings as a row of the probe's table: decades first, then what enters last."""
+        """Return the readings as a row of the probe's table: decades, what enters last, what is saturated."""
         row = torch.full((size,), float("nan"), device=self.decades.device)
         row[0] = self.decades.to(torch.float32)
         row[1] = 1.0 if self.entering is None else self.entering  # only the last state was used
+        row[2] = self.saturated.to(torch.float32)
         return row
 
 
@@ -45,26 +50,45 @@ def read_sequence(name: str, module: nn.RNNBase, arguments: tuple[Any, ...], out
     steps = int(sequence.shape[0])
     sequence = sequence[-MAX_STEPS:, :SEQUENCES].to(_widest(inputs.device))
     with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
-        decades = _decades(module, sequence) * (steps / sequence.shape[0])
-    found = Sequences(name, type(module).__name__, steps, decades)
+        decades, saturated = _read_layers(module, sequence)
+    found = Sequences(name, type(module).__name__, steps, decades * (steps / sequence.shape[0]), saturated)
     outputs = output[0] if isinstance(output, tuple) else output
     if isinstance(outputs, Tensor) and outputs.requires_grad:
         outputs.register_hook(_Entering(found, time=1 if module.batch_first else 0))
     return found
 
 
-def _decades(module: nn.RNNBase, sequence: Tensor) -> Tensor:
-    """Return the largest log10 of what is left over all layers and directions; one living path is enough."""
-    found = []
+def _read_layers(module: nn.RNNBase, sequence: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log10 of what is left of a gradient, and the saturated share: the largest of all layers and directions.
+
+    One living path is enough for a gradient, and one saturated layer to lose it.
+    """
+    found, flat = [], []
     for layer in range(module.num_layers):
         outputs = []
-        for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]:
-            cell = _cell(module, f"_l{layer}{suffix}")
-            states, decades = _through_time(module, cell, sequence.flip(0) if suffix else sequence)
-            outputs.append(states.flip(0) if suffix else states)
+        for direction in ("", "_reverse")[: 2 if module.bidirectional else 1]:
+            suffix = f"_l{layer}{direction}"
+            cell = _cell(module, suffix)
+            flat.append(_saturated(module, suffix, sequence))
+            states, decades = _through_time(module, cell, sequence.flip(0) if direction else sequence)
+            outputs.append(states.flip(0) if direction else states)
             found.append(decades)
         sequence = torch.cat(outputs, -1)
-    return torch.stack(found).amax()
+    return torch.stack(found).amax(), torch.stack(flat).amax()
+
+
+def _saturated(module: nn.RNNBase, suffix: str, sequence: Tensor) -> Tensor:
+    """Return the share of candidate states that are flat; the gates may be shut or open for good reason."""
+    if module.mode == "RNN_RELU":
+        return sequence.new_tensor(float("nan"))
+    weight, bias = getattr(module, f"weight_ih{suffix}"), getattr(module, f"bias_ih{suffix}", None)
+    # Rows of the weights are gates: i, f, g, o of an LSTM, r, z, n of a GRU; g and n pass through tanh.
+    first = 0 if module.mode == "RNN_TANH" else 2 * module.hidden_size
+    rows = slice(first, first + module.hidden_size)
+    driven = sequence @ weight.detach()[rows].to(sequence.dtype).mT
+    driven = torch.tanh(driven if bias is None else driven + bias.detach()[rows].to(sequence.dtype))
+    low, high = FLAT["tanh"]
+    return ((driven < low) | (driven > high)).to(torch.float32).mean()
 
 
 def _through_time(module: nn.RNNBase, cell: Cell, sequence: Tensor) -> tuple[Tensor, Tensor]:
