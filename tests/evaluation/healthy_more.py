@@ -15,20 +15,29 @@ from evaluation.parts import (
     DIGIT_LABELS,
     DIGITS,
     IMAGES,
+    RAW_DIGITS,
+    Along,
     Characters,
+    Gated,
+    Mixer,
     Recurrent,
     Residual,
+    Rows,
     adam,
     adamw,
     cnn,
     digits,
+    he,
     images,
     language,
     mlp,
     rows_of,
+    scheduled,
     sequence,
     sgd,
     table,
+    times,
+    xavier,
 )
 from evaluation.training import Training, healthy
 
@@ -313,3 +322,24 @@ healthy(
     ),
 )
 healthy("sgd_after_adam", lambda: digits(trained(mlp(3, 64), 150), partial(SGD, lr=1e-2, momentum=0.9)))
+
+# Neighbours of the faults in `sick_more`.
+healthy("gru_on_pixels_0_to_16", lambda: table(Rows(), adam(), RAW_DIGITS, DIGIT_LABELS))
+healthy("gru_on_pixels_0_to_16_sgd", lambda: table(Rows(), sgd(0.05), RAW_DIGITS, DIGIT_LABELS))
+healthy("along_pixels_3_he", lambda: digits(Along(3, he), adam(3e-3)))
+healthy("along_pixels_6_sgd", lambda: digits(Along(6, he), sgd(0.05, momentum=0.9)))
+healthy("gated_3", lambda: digits(Gated(3), adam(3e-3)))
+healthy("mixer_3", lambda: digits(Mixer(3), adam(3e-3)))
+healthy("hardsigmoid_1", lambda: digits(mlp(1, 64, nn.Hardsigmoid), adam(3e-3)))
+healthy("elu_12_adam", lambda: digits(mlp(12, 48, nn.ELU, times(xavier, 1.2)), adam()))
+healthy(
+    "linear_autoencoder_3",
+    lambda: table(mlp(3, 40, nn.Identity, outputs=64), adam(), DIGITS, DIGITS, loss=functional.mse_loss),
+)
+healthy(
+    "rate_halves_every_ten_steps",
+    lambda: digits(mlp(3, 64), sgd(0.1), before=scheduled(lambda t: 0.1 * 0.5 ** (t // 10))),
+    steps=90,
+)
+healthy("rmsprop_1e3_cnn", lambda: images(cnn(3, 12), partial(RMSprop, lr=1e-3)))
+healthy("momentum_099_small_rate", lambda: digits(mlp(3, 64), sgd(0.005, momentum=0.99)))

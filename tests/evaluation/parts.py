@@ -322,6 +322,68 @@ class Attention(nn.Module):
         return self.head(hidden.mean(1))
 
 
+class Along(nn.Module):
+    """Plain convolutions along the pixels of a digit."""
+
+    def __init__(self, depth: int, init: Any = None, activation: Any = functional.relu) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(1, 12, 5, padding=2)
+        self.body = nn.ModuleList(nn.Conv1d(12, 12, 3, padding=1) for _ in range(depth))
+        self.head = nn.Linear(12, 10)
+        self.activation = activation
+        for module in [self.first, *self.body] if init is not None else []:
+            init(module.weight)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.activation(self.first(inputs[:, None]))
+        for layer in self.body:
+            hidden = self.activation(layer(hidden))
+        return self.head(hidden.mean(-1))
+
+
+class Gated(nn.Module):
+    """Gated linear units in a row, without a way around."""
+
+    def __init__(self, depth: int, width: int = 48) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, width)
+        self.layers = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.first(inputs)
+        for layer in self.layers:
+            hidden = functional.glu(layer(hidden))
+        return self.head(hidden)
+
+
+class Mixer(nn.Module):
+    """Mixes rows and columns of the image by turns, without residual connections."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.rows = nn.ModuleList(nn.Linear(8, 8) for _ in range(depth))
+        self.columns = nn.ModuleList(nn.Linear(8, 8) for _ in range(depth))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = inputs.reshape(-1, 8, 8)
+        for rows, columns in zip(self.rows, self.columns, strict=True):
+            hidden = functional.relu(columns(functional.relu(rows(hidden)).mT)).mT
+        return self.head(hidden.flatten(1))
+
+
+class Rows(nn.Module):
+    """Reads an image row by row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRU(8, 32, batch_first=True), nn.Linear(32, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.cell(inputs.reshape(-1, 8, 8))[0][:, -1])
+
+
 # -- tasks -----------------------------------------------------------------------------------------------------------
 
 
