@@ -13,6 +13,8 @@ from gradwatch.readings import Profile, median, median_update, profile
 from gradwatch.records import Evidence, Floats, GradientState, ModuleReadings, Snapshot
 
 RECENT = 40
+LEAP = 10.0
+"""Times the largest loss so far from which on a single batch is suspected."""
 KNOWN_AFTER = 30
 """Losses from which on it is known whether the network learns."""
 JUST = 5
@@ -100,6 +102,10 @@ class History:
         """Newest step whose batch held a non-finite element, or one ten times larger than every batch before; -1."""
         self.bad_batch_size = 0.0
         """How many times larger it was; infinite for a non-finite one."""
+        self.leap = -1
+        """Newest step whose loss was ten times any before although the update before it was ordinary: its batch; -1."""
+        self.leap_size = 0.0
+        """How many times larger it was."""
         self.probe: ModuleReadings | None = None
         """What the forward pass showed last, and"""
         self.probe_step = -1
@@ -155,6 +161,8 @@ class History:
         loss = snapshot.loss
         if loss is None or not np.isfinite(loss):
             return
+        if abs(loss) > LEAP * self.largest_loss > 0 and self._step_before_was_ordinary(snapshot.step):
+            self.leap, self.leap_size = snapshot.step, abs(loss) / self.largest_loss
         if len(self.first_losses) < 10:
             self.first_losses.append(loss)
         self.losses = [*self.losses[-RECENT + 1 :], loss]
@@ -215,6 +223,12 @@ class History:
         past = [norm for norm in self.norms[-13:-3] if norm > 0]
         if len(past) >= 5:
             self.norm_reference = max(self.norm_reference, median(past))
+
+    def _step_before_was_ordinary(self, step: int) -> bool:
+        """Neither gradient nor rate of the update before was unusual: the weights cannot have moved far."""
+        if len(self.norms) < 10 or self.rate_jump >= step - 2 or self.rate_is_ramping:
+            return False
+        return self.norms[-1] <= 3 * median(self.norms[-13:-1])
 
     # -- what it tells -------------------------------------------------------------------------------------------
 
@@ -369,6 +383,8 @@ _PLAIN = (
     "inputs_seen",
     "bad_batch",
     "bad_batch_size",
+    "leap",
+    "leap_size",
     "rate_jump",
     "rate_gone",
     "uncleared",

@@ -146,6 +146,15 @@ def test_a_bad_batch_is_remembered_until_the_loss_shows_it():
     assert far[0].name == "learning_rate"
 
 
+def test_a_loss_that_leaps_after_an_ordinary_step_is_the_batchs_fault():
+    steps = [replace(snapshot(step), loss=1e4 if step == 20 else 1.0) for step in range(23)]
+
+    found = diagnose(alert("update_large", "exploding", first_step=21), steps[-1], history(*steps))
+
+    assert found[0].name == "data"
+    assert "step 20 is 1e+04 times any before" in found[0].evidence
+
+
 def test_the_remedy_follows_the_optimizer():
     facts = snapshot(0).optimizer_facts
     adam = replace(snapshot(4), optimizer_facts=replace(facts, name="AdamW"))

@@ -112,6 +112,25 @@ def test_a_schedule_is_quiet_where_small_updates_are_meant(rate, quiet):
     assert history.schedule_is_quiet == quiet
 
 
+@pytest.mark.parametrize(
+    ("changes", "leaps"),
+    [
+        ({}, True),
+        ({"loss": lambda t: 9.0 if t == 30 else 1.0}, False),  # less than tenfold
+        ({"global_norm": lambda t: 50.0 if t == 29 else 1.0}, False),  # the step before was large
+        ({"optimizer_facts": lambda t: rated(0.6 if t == 29 else 0.1)}, False),  # so was its rate
+        ({"optimizer_facts": lambda t: rated(0.1 * 1.2**t)}, False),  # a rate that grows
+    ],
+)
+def test_a_loss_leaps_where_the_update_before_it_was_ordinary(changes, leaps):
+    usual = {"loss": lambda t: 50.0 if t == 30 else 1.0, "global_norm": 1.0, "optimizer_facts": rated(0.1)}
+
+    history = past(35, **(usual | changes))
+
+    assert history.leap == (30 if leaps else -1)
+    assert history.leap_size == (50.0 if leaps else 0.0)
+
+
 def test_a_run_of_zeros_is_unusual_beyond_twice_the_longest_before():
     pattern = [2, 1, 1, 2, 2, 1, 1, 1, 1, 1]
     history = History()

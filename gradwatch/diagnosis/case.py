@@ -84,6 +84,11 @@ class Case:
         return self.history.bad_batch >= 0 and self.history.bad_batch >= self.alert.first_step - BATCH_MEMORY
 
     @property
+    def loss_leapt(self) -> bool:
+        """The loss leapt at the symptom's beginning or shortly before, and the weights had not moved far."""
+        return self.history.leap >= 0 and self.history.leap >= self.alert.first_step - BATCH_MEMORY
+
+    @property
     def has_norm_layers(self) -> bool:
         """The model normalises its activations."""
         kinds = ("LayerNorm", "RMSNorm", "BatchNorm", "GroupNorm", "InstanceNorm")

@@ -240,9 +240,12 @@ def _spike(case: Case) -> Iterator[Finding]:
 
 
 def _bad_batch(case: Case) -> Iterator[Finding]:
-    if not case.batch_was_bad:
-        return
     history = case.history
+    if not case.batch_was_bad:
+        if case.loss_leapt:
+            leap = f"The loss of step {history.leap} is {history.leap_size:.3g} times any before it"
+            yield "data", LIKELY, f"{leap}, after an ordinary update: inputs as usual, so look at the targets."
+        return
     if math.isinf(history.bad_batch_size):
         yield "data", SURE, f"The batch of step {history.bad_batch} holds a non-finite input."
     else:
