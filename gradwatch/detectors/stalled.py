@@ -16,6 +16,8 @@ TOP_ABOVE = 4.0
 """Decades between the largest gradient of any tensor and the median weight: the gradient is small, not the rate."""
 PLAIN_RATE = 1e-3
 """Without adaptive scaling, a rate this large with such small updates means that it is the gradient that is small."""
+WAKING_STEPS, WAKING = 10, 10.0
+"""Steps after which branches that rest at first have grown their updates by this factor."""
 LOST_CEILING = 0.5
 """Share of updates that the weights' dtype rounds away; 0.20 in health, from 0.80 on when sick."""
 ROUNDED = ("float16", "bfloat16")
@@ -36,7 +38,9 @@ def stalled(snapshot: Snapshot, history: History, /) -> Iterator[Evidence]:
     if not snapshot.detail or not snapshot.global_norm or not rows.size:
         return
     yield from _rounding(snapshot, history, rows)
-    yield from _small(snapshot, history, rows, median(update[rows]))
+    shallow = update[rows[: max(1, len(rows) // 3)]]
+    if not (float(shallow.max()) > UPDATE_FLOOR and _wakes(history)):
+        yield from _small(snapshot, history, rows, median(update[rows]))
 
 
 def _small(
@@ -61,6 +65,12 @@ def _small(
         message=message,
         severity="warning" if gap > TOP_ABOVE else _severity(snapshot, history),
     )
+
+
+def _wakes(history: History) -> bool:
+    """Whether branches may still be waking: a gain of 1e-6 keeps most weights at rest while the first layers learn."""
+    grows = len(history.updates) > 1 and history.updates[-1][1] > WAKING * history.updates[0][1]
+    return not history.is_stuck and (history.steps <= WAKING_STEPS or grows)
 
 
 def is_adaptive(name: str) -> bool:

@@ -1,6 +1,15 @@
 """All labelled runs."""
 
-from evaluation import healthy_more, healthy_plain, healthy_traps, public, sick_depth, sick_more, sick_training
+from evaluation import (
+    healthy_more,
+    healthy_plain,
+    healthy_traps,
+    healthy_varied,
+    public,
+    sick_depth,
+    sick_more,
+    sick_training,
+)
 from evaluation.training import RUNS
 
 __all__ = [
@@ -8,6 +17,7 @@ __all__ = [
     "healthy_more",
     "healthy_plain",
     "healthy_traps",
+    "healthy_varied",
     "public",
     "sick_depth",
     "sick_more",

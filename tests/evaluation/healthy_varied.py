@@ -1,0 +1,307 @@
+"""Healthy training of the same ideas at other depths, widths, rates and under other optimizers."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Adam, NAdam, RMSprop
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ExponentialLR, OneCycleLR
+
+from evaluation.healthy_more import Quantised, imbalanced, itself
+from evaluation.healthy_plain import Cast
+from evaluation.healthy_traps import (
+    Experts,
+    Gumbel,
+    Highway,
+    SwiGLU,
+    adapted,
+    new_head,
+    sparse_reward,
+    trained,
+    triplet,
+    variational,
+    with_scheduler,
+    zero_head,
+)
+from evaluation.parts import (
+    DIABETES,
+    DIABETES_TARGETS,
+    DIGIT_LABELS,
+    DIGITS,
+    RAW_DIGITS,
+    Attention,
+    Characters,
+    Loop,
+    Recurrent,
+    Residual,
+    adam,
+    adamw,
+    cnn,
+    digits,
+    he,
+    images,
+    language,
+    mlp,
+    orthogonal,
+    regression,
+    scaled_cell,
+    scheduled,
+    sequence,
+    sgd,
+    table,
+    times,
+    warmup,
+    xavier,
+)
+from evaluation.public import convnext, gpt2, llama, pictures, resnet, text
+from evaluation.training import Training, healthy
+
+# -- branches that begin at nothing ----------------------------------------------------------------------------------
+
+for depth, gain in ((6, 1e-7), (10, 1e-5), (16, 1e-3)):
+    healthy(f"layer_scale_{depth}_{gain:g}_sgd", lambda d=depth, g=gain: digits(Residual(d, 40, branch=g), sgd(0.05)))
+    healthy(
+        f"layer_scale_{depth}_{gain:g}_momentum",
+        lambda d=depth, g=gain: digits(Residual(d, 48, branch=g), sgd(0.02, momentum=0.9)),
+    )
+    healthy(
+        f"layer_scale_{depth}_{gain:g}_adamw", lambda d=depth, g=gain: digits(Residual(d, 32, branch=g), adamw(5e-4))
+    )
+healthy("rezero_18_sgd", lambda: digits(Residual(18, 48, norm="none", branch=0.0), sgd(0.05)), steps=120)
+healthy("rezero_10_adamw", lambda: digits(Residual(10, 64, norm="none", branch=0.0), adamw(2e-3)))
+healthy("highway_14_sgd", lambda: digits(Highway(14, -3.0), sgd(0.1)))
+healthy("highway_20_adam", lambda: digits(Highway(20, -1.0), adam()), steps=120)
+healthy("highway_6_momentum", lambda: digits(Highway(6, -2.0), sgd(0.05, momentum=0.9)))
+healthy("zero_head_momentum", lambda: digits(zero_head(), sgd(0.02, momentum=0.9)))
+healthy("zero_head_adamw_hot", lambda: digits(zero_head(), adamw(5e-3)))
+healthy("head_x0001_adam", lambda: digits(zero_head(0.001), adam()))
+healthy(
+    "lora_sgd", lambda: digits(adapted(), sgd(0.1), parameters=lambda m: [p for p in m.parameters() if p.requires_grad])
+)
+healthy("experts_routed_sgd", lambda: digits(Experts(dense=False), sgd(0.1)))
+healthy("experts_routed_adamw", lambda: digits(Experts(dense=False), adamw(3e-3)))
+healthy("gumbel_softmax_sgd", lambda: digits(Gumbel(), sgd(0.1, momentum=0.9)))
+healthy("swiglu_sgd", lambda: digits(SwiGLU(), sgd(0.05)))
+healthy("swiglu_small_rate", lambda: digits(SwiGLU(), adamw(1e-4)))
+
+# -- schedules -------------------------------------------------------------------------------------------------------
+
+healthy("one_cycle_adam", lambda: with_scheduler(mlp(3, 64), adam(), lambda o: OneCycleLR(o, 1e-2, total_steps=150)))
+healthy("warm_restarts_sgd", lambda: with_scheduler(mlp(2, 64), sgd(0.2), lambda o: CosineAnnealingWarmRestarts(o, 30)))
+healthy("exponential_decay", lambda: with_scheduler(mlp(2, 64), sgd(0.2), lambda o: ExponentialLR(o, 0.95)))
+healthy(
+    "rate_1e6_to_03", lambda: digits(mlp(2, 64), sgd(0.1), before=scheduled(lambda t: 1e-6 * (300_000 ** (t / 150))))
+)
+healthy(
+    "rate_in_steps_of_three",
+    lambda: digits(mlp(3, 64), adam(), before=scheduled(lambda t: min(3e-3, 1e-6 * 3 ** (t // 10)))),
+)
+healthy(
+    "triangular_rate",
+    lambda: digits(mlp(2, 64), sgd(0.1), before=scheduled(lambda t: 0.02 + 0.18 * abs((t % 40) / 20 - 1))),
+)
+healthy("warmup_transformer_100", lambda: language(Characters(2), adamw(3e-3), before=warmup(3e-3, 100)), steps=100)
+
+# -- fine-tuning, little to learn, noise -----------------------------------------------------------------------------
+
+healthy("fine_tuning_3e6_adam", lambda: digits(trained(mlp(3, 64), 200), adam(3e-6)))
+healthy("fine_tuning_cnn", lambda: images(trained_images(cnn(3, 12)), adam(1e-4)))
+healthy("new_head_sgd", lambda: digits(new_head(), sgd(0.05)))
+healthy("memorises_four_sgd", lambda: table(mlp(2, 64), sgd(0.1), DIGITS[:4], DIGIT_LABELS[:4], size=8), steps=300)
+healthy(
+    "memorises_tanh", lambda: table(mlp(3, 48, nn.Tanh), adam(3e-3), DIGITS[:6], DIGIT_LABELS[:6], size=6), steps=300
+)
+healthy(
+    "random_labels_adam", lambda: digits(mlp(3, 64), adam(), spoil=lambda t, x, y: (x, torch.randint(0, 10, y.shape)))
+)
+healthy(
+    "random_labels_tanh",
+    lambda: digits(mlp(3, 64, nn.Tanh, xavier), sgd(0.05), spoil=lambda t, x, y: (x, torch.randint(0, 10, y.shape))),
+)
+healthy(
+    "random_labels_cnn", lambda: images(cnn(3, 12), adam(), spoil=lambda t, x, y: (x, torch.randint(0, 10, y.shape)))
+)
+healthy(
+    "random_tokens_gru",
+    lambda: tokens(Recurrent(nn.GRU(16, 32, batch_first=True), 64, every=True, embed=16), adam()),
+    steps=80,
+)
+healthy("random_tokens_transformer", lambda: tokens(Characters(2), adamw(1e-3)), steps=80)
+healthy(
+    "noise_regression",
+    lambda: table(mlp(2, 48, inputs=10, outputs=1), adam(), DIABETES, torch.randn(442, 1), loss=functional.mse_loss),
+)
+healthy(
+    "label_noise_sgd",
+    lambda: digits(
+        mlp(2, 64),
+        sgd(0.1),
+        spoil=lambda t, x, y: (x, torch.where(torch.rand(len(y)) < 0.7, torch.randint(0, 10, y.shape), y)),
+    ),
+)
+healthy("sparse_reward_again", sparse_reward, steps=250)
+healthy("triplet_margin_longer", triplet, steps=300)
+healthy("variational_autoencoder_weak", lambda: variational(0.001))
+healthy("imbalanced_longer", imbalanced, steps=250)
+healthy("quantised_code_sgd", lambda: itself_with(Quantised(), sgd(0.1)))
+healthy(
+    "tiny_targets_sgd",
+    lambda: table(
+        mlp(2, 32, outputs=1), sgd(0.05), DIGITS, 1e-3 * DIGIT_LABELS.float()[:, None], loss=functional.mse_loss
+    ),
+)
+healthy(
+    "tiny_targets_1e6_adam",
+    lambda: table(
+        mlp(2, 32, outputs=1), adam(), DIGITS, 1e-6 * DIGIT_LABELS.float()[:, None], loss=functional.mse_loss
+    ),
+)
+healthy("far_targets_adam", lambda: regression(mlp(2, 32, inputs=10, outputs=1), adam(3e-2), 100 + DIABETES_TARGETS))
+healthy(
+    "half_of_the_inputs_missing",
+    lambda: digits(mlp(2, 64), adam(), spoil=lambda t, x, y: (x * (torch.rand_like(x) < 0.5), y)),
+)
+healthy(
+    "task_changes_sgd",
+    lambda: digits(mlp(2, 64), sgd(0.1), spoil=lambda t, x, y: (x, y) if t < 70 else (x.flip(1), (y + 5) % 10)),
+    steps=160,
+)
+healthy(
+    "task_changes_cnn",
+    lambda: images(cnn(3, 12), adam(2e-3), spoil=lambda t, x, y: (x, y) if t < 80 else (x.flip(-1), (y + 1) % 10)),
+    steps=160,
+)
+healthy("single_samples", lambda: digits(mlp(2, 64), sgd(0.01), size=1))
+healthy("four_samples_momentum", lambda: digits(mlp(3, 64), sgd(0.01, momentum=0.9), size=4))
+healthy("clipped_hard_adam", lambda: digits(mlp(3, 64), adam(), clip=0.01))
+healthy("clipped_hard_transformer", lambda: language(Characters(2), adamw(1e-3), clip=0.02), steps=80)
+
+# -- plain networks --------------------------------------------------------------------------------------------------
+
+healthy("deep_linear_12_adam", lambda: digits(mlp(12, 48, nn.Identity, orthogonal), adam(3e-4)))
+healthy("tanh_orthogonal_20", lambda: digits(mlp(20, 48, nn.Tanh, orthogonal), adam(3e-4)))
+healthy("tanh_orthogonal_8_sgd", lambda: digits(mlp(8, 64, nn.Tanh, orthogonal), sgd(0.05)))
+healthy("hardswish_sgd", lambda: digits(mlp(4, 64, nn.Hardswish, he), sgd(0.05)))
+healthy("mish_3", lambda: digits(mlp(3, 64, nn.Mish), adam()))
+healthy("softplus_3_sgd", lambda: digits(mlp(3, 64, nn.Softplus, xavier), sgd(0.05)))
+healthy("group_norm_sgd", lambda: images(group_normed(4), sgd(0.1)))
+healthy("batch_norm_12_adamw", lambda: digits(mlp(12, 48, nn.ReLU, norm=nn.BatchNorm1d), adamw(1e-3)))
+healthy("layer_norm_16_sgd", lambda: digits(mlp(16, 48, nn.ReLU, he, norm=nn.LayerNorm), sgd(0.02)))
+healthy("cnn_10_he_sgd", lambda: images(cnn(10, 12, nn.ReLU, he), sgd(0.02)))
+healthy("cnn_tanh_sgd", lambda: images(cnn(4, 12, nn.Tanh, xavier), sgd(0.1)))
+healthy("raw_pixels_cnn_adam", lambda: images(cnn(3, 12), adam(), inputs=RAW_DIGITS.reshape(-1, 1, 8, 8)))
+healthy("raw_pixels_small_rate", lambda: digits(mlp(2, 64), sgd(1e-3), inputs=RAW_DIGITS))
+healthy("autocast_cnn", lambda: images(Cast(cnn(3, 12)), adam()))
+healthy(
+    "autoencoder_6_adamw", lambda: table(mlp(6, 40, outputs=64), adamw(1e-3), DIGITS, DIGITS, loss=functional.mse_loss)
+)
+healthy(
+    "autoencoder_narrow",
+    lambda: table(mlp(3, 4, nn.Tanh, outputs=64), adam(3e-3), DIGITS, DIGITS, loss=functional.mse_loss),
+)
+healthy("nadam_residual", lambda: digits(Residual(6, 48), partial(NAdam, lr=1e-3)))
+healthy("rmsprop_residual", lambda: digits(Residual(6, 48), partial(RMSprop, lr=3e-4)))
+healthy("post_norm_3_sgd", lambda: digits(Residual(3, 48, norm="post"), sgd(0.05)))
+
+# -- sequences -------------------------------------------------------------------------------------------------------
+
+healthy(
+    "gru_language_model_sgd",
+    lambda: language(Recurrent(nn.GRU(16, 48, batch_first=True), 64, every=True, embed=16), sgd(2.0), clip=0.5),
+    steps=100,
+)
+healthy(
+    "lstm_language_model_small_rate",
+    lambda: language(Recurrent(nn.LSTM(16, 48, batch_first=True), 64, every=True, embed=16), adam(1e-3)),
+    steps=80,
+)
+healthy(
+    "rnn_language_model_2_layers",
+    lambda: language(Recurrent(nn.RNN(16, 32, 2, batch_first=True), 64, every=True, embed=16), adamw(2e-3)),
+    steps=80,
+)
+healthy(
+    "rare_words_lstm",
+    lambda: language(Recurrent(nn.LSTM(8, 24, batch_first=True), 64, every=True, embed=8), adamw(2e-3), size=1),
+)
+healthy(
+    "lstm_first_sign_15", lambda: sequence(Recurrent(nn.LSTM(1, 32, batch_first=True), 2), adam(5e-3), 15, task="sign")
+)
+healthy(
+    "orthogonal_rnn_first_sign_20",
+    lambda: sequence(
+        Recurrent(scaled_cell(nn.RNN(1, 32, batch_first=True), orthogonal), 2), adam(2e-3), 20, task="sign"
+    ),
+)
+healthy(
+    "bidirectional_gru_30",
+    lambda: sequence(Recurrent(nn.GRU(2, 24, batch_first=True, bidirectional=True), 1), adam(3e-3), 30),
+)
+healthy("loop_of_lstm_like_cells", lambda: sequence(Loop(nn.GRUCell(2, 48), 48, 1), adamw(2e-3), 30))
+healthy(
+    "last_value_gru_60", lambda: sequence(Recurrent(nn.GRU(1, 24, batch_first=True), 2), adam(5e-3), 60, task="last")
+)
+healthy(
+    "rnn_relu_09",
+    lambda: sequence(
+        Recurrent(scaled_cell(nn.RNN(2, 32, nonlinearity="relu", batch_first=True), times(orthogonal, 0.9)), 1),
+        sgd(0.01),
+        20,
+        clip=1.0,
+    ),
+)
+healthy("transformer_3_sgd", lambda: language(Characters(3), sgd(0.3)), steps=80)
+healthy("transformer_sgd_small_rate", lambda: language(Characters(2), sgd(0.03, momentum=0.9)), steps=80)
+healthy("transformer_post_norm_2_adam", lambda: language(Characters(2, pre=False), adam(5e-4)), steps=80)
+healthy("transformer_adam_3e4", lambda: language(Characters(4), adam(3e-4)), steps=60)
+healthy("attention_softmax_sgd", lambda: digits(Attention(2, fused=False), sgd(0.1)))
+healthy("attention_scale_2", lambda: digits(Attention(3, fused=False, scale=2.0), adam(1e-3)))
+healthy("attention_scale_001", lambda: digits(Attention(2, fused=True, scale=0.01), sgd(0.1)))
+
+
+def tokens(model: nn.Module, build: object) -> Training:
+    """Predict tokens that nobody can."""
+
+    def loss(_step: int) -> Tensor:
+        drawn = torch.randint(0, 64, (16, 33))
+        return functional.cross_entropy(model(drawn[:, :-1]).flatten(0, 1), drawn[:, 1:].flatten())
+
+    return Training(model=model, optimizer=build(model.parameters()), loss=loss)  # type: ignore[operator]
+
+
+def trained_images(model: nn.Module) -> nn.Module:
+    training = images(model, adam(2e-3))
+    assert training.loss is not None
+    assert isinstance(training.optimizer, Adam)
+    for step in range(80):
+        training.optimizer.zero_grad()
+        training.loss(step).backward()
+        training.optimizer.step()
+    return model
+
+
+def itself_with(model: nn.Module, build: object) -> Training:
+    training = itself(model)
+    training.optimizer = build(model.parameters())  # type: ignore[operator]
+    return training
+
+
+def group_normed(depth: int) -> nn.Module:
+    made: list[nn.Module] = [nn.Conv2d(1, 12, 3, padding=1)]
+    for _ in range(depth):
+        made += [nn.GroupNorm(4, 12), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1)]
+    return nn.Sequential(*made, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 10))
+
+
+if find_spec("transformers") is not None:
+    healthy("gpt2_6_layers", lambda: text(gpt2(6), adamw(3e-4)), steps=40)
+    healthy("gpt2_sgd", lambda: text(gpt2(), sgd(0.1, momentum=0.9)), steps=50)
+    healthy("llama_4_layers_clipped", lambda: text(llama(4), adamw(1e-3), before=warmup(1e-3, 30), clip=0.5), steps=50)
+    healthy("llama_sgd", lambda: text(llama(), sgd(0.1, momentum=0.9)), steps=50)
+    healthy("convnext_sgd", lambda: pictures(convnext(), sgd(0.05, momentum=0.9)), steps=60)
+    healthy("convnext_adam_hot", lambda: pictures(convnext(), adam(4e-3)), steps=60)
+    healthy("resnet_adamw_warmup", lambda: pictures(resnet(), adamw(3e-3), before=warmup(3e-3, 30)), steps=60)
