@@ -13,6 +13,8 @@ from gradwatch.readings import Profile, median, median_update, profile
 from gradwatch.records import Evidence, Floats, GradientState, ModuleReadings, Snapshot
 
 RECENT = 40
+OPENING_STEPS = 20
+"""Steps in which a profile that grows towards the input is laid to the network and not to its training."""
 LEAP = 10.0
 """Times the largest loss so far from which on a single batch is suspected."""
 KNOWN_AFTER = 30
@@ -156,6 +158,8 @@ class History:
             self.profile = profile(snapshot, self.weight_norm)
             if self.profile is not None:
                 self.attenuation.append(self.profile.down)
+                if self.steps <= OPENING_STEPS:
+                    self.opening.profile_up = max(self.opening.profile_up, self.profile.up)
 
     def _take_loss(self, snapshot: Snapshot) -> None:
         loss = snapshot.loss

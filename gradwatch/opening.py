@@ -40,6 +40,8 @@ class Opening:
     """Largest share of saturated outputs of any bounded activation."""
     norm: float = float("nan")
     """Global gradient norm of the first step."""
+    profile_up: float = 0.0
+    """Largest number of decades by which the gradient grew from the last layers to the first."""
     recurrent_growth: float = float("nan")
     """Largest number of decades by which a gradient grows over the time steps of a recurrent module."""
     recurrent_module: str = ""

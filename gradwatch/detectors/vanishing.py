@@ -43,7 +43,7 @@ def _profile(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
     reading = history.profile.down
     rows = np.flatnonzero(live_weights(snapshot))
     first = rows[: max(1, len(rows) // 3)] if reading > PROFILE_CEILING else rows[:0]
-    fading = history.is_transient and reading < 20
+    fading = (history.is_transient and reading < 20) or (reading > PROFILE_CEILING and history.is_learning)
     yield Evidence(
         "profile_down",
         kind="vanishing",

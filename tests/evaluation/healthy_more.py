@@ -17,6 +17,7 @@ from evaluation.parts import (
     IMAGES,
     RAW_DIGITS,
     Along,
+    Build,
     Characters,
     Gated,
     Mixer,
@@ -247,9 +248,9 @@ def sparse_coder() -> Training:
     return Training(model=model, optimizer=optimizer, loss=loss)
 
 
-def imbalanced() -> Training:
+def imbalanced(build: Build = adam()) -> Training:  # noqa: B008 - a factory
     rows = torch.cat([torch.nonzero(DIGIT_LABELS == 0)[:, 0], torch.nonzero(DIGIT_LABELS == 1)[:3, 0]])
-    return table(mlp(2, 48), adam(), DIGITS[rows], DIGIT_LABELS[rows])
+    return table(mlp(2, 48), build, DIGITS[rows], DIGIT_LABELS[rows])
 
 
 def images_to_images(model: nn.Module) -> Training:

@@ -18,6 +18,7 @@ from evaluation.parts import (
     DIGIT_LABELS,
     DIGITS,
     Attention,
+    Build,
     Characters,
     Recurrent,
     Residual,
@@ -403,12 +404,12 @@ def distillation() -> Training:
     )
 
 
-def momentum_encoder() -> Training:
+def momentum_encoder(build: Build = adam(1e-3)) -> Training:  # noqa: B008 - a factory
     """Bootstrapping from a moving average of itself (BYOL; Grill, 2020)."""
     online, predictor = mlp(2, 48, outputs=16), nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
     target = deepcopy(online).requires_grad_(False)  # noqa: FBT003
     model = nn.ModuleDict({"online": online, "predictor": predictor, "target": target})
-    optimizer = Adam([*online.parameters(), *predictor.parameters()], lr=1e-3)
+    optimizer = build([*online.parameters(), *predictor.parameters()])
 
     def loss(_step: int) -> Tensor:
         inputs = DIGITS[rows_of(len(DIGITS), 64)]

@@ -8,10 +8,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import Adam, NAdam, RMSprop
+from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ExponentialLR, OneCycleLR
 
-from evaluation.healthy_more import Quantised, imbalanced, itself
+from evaluation.healthy_more import Quantised, UNet, imbalanced, itself, only, trainable
 from evaluation.healthy_plain import Cast
 from evaluation.healthy_traps import (
     Experts,
@@ -19,27 +19,35 @@ from evaluation.healthy_traps import (
     Highway,
     SwiGLU,
     adapted,
+    heavy,
+    momentum_encoder,
     new_head,
+    scaled_layer,
     sparse_reward,
     trained,
     triplet,
     variational,
     with_scheduler,
+    zero_gamma,
     zero_head,
 )
+from evaluation.healthy_traps import Gated as Gate
 from evaluation.parts import (
     DIABETES,
     DIABETES_TARGETS,
     DIGIT_LABELS,
     DIGITS,
+    IMAGES,
     RAW_DIGITS,
     Attention,
+    Build,
     Characters,
     Loop,
     Recurrent,
     Residual,
     adam,
     adamw,
+    adding,
     cnn,
     digits,
     he,
@@ -263,14 +271,203 @@ healthy("attention_scale_2", lambda: digits(Attention(3, fused=False, scale=2.0)
 healthy("attention_scale_001", lambda: digits(Attention(2, fused=True, scale=0.01), sgd(0.1)))
 
 
-def tokens(model: nn.Module, build: object) -> Training:
+# -- converged, noisy, idle ------------------------------------------------------------------------------------------
+
+healthy("memorises_eight_adam", lambda: table(mlp(3, 64), adam(3e-3), DIGITS[:8], DIGIT_LABELS[:8], size=8), steps=300)
+healthy("memorises_five_cnn", lambda: table(cnn(3, 12), adam(3e-3), IMAGES[:5], DIGIT_LABELS[:5], size=5), steps=250)
+healthy(
+    "memorises_twelve_gelu",
+    lambda: table(mlp(3, 64, nn.GELU), adamw(3e-3), DIGITS[:12], DIGIT_LABELS[:12], size=12),
+    steps=300,
+)
+healthy(
+    "learns_five_by_heart_sgd", lambda: table(mlp(2, 64), sgd(0.2), DIGITS[:5], DIGIT_LABELS[:5], size=5), steps=300
+)
+healthy(
+    "learns_five_by_heart_mse",
+    lambda: table(
+        mlp(2, 64, outputs=1),
+        adam(3e-3),
+        DIGITS[:5],
+        DIGIT_LABELS[:5].float()[:, None],
+        size=5,
+        loss=functional.mse_loss,
+    ),
+    steps=300,
+)
+healthy(
+    "random_labels_adamw_wide",
+    lambda: digits(mlp(2, 192), adamw(2e-3), spoil=lambda t, x, y: (x, torch.randint(0, 10, y.shape))),
+)
+healthy(
+    "random_labels_deep_relu",
+    lambda: digits(mlp(6, 64, nn.ReLU, he), adam(), spoil=lambda t, x, y: (x, torch.randint(0, 10, y.shape))),
+)
+healthy("tokens_without_order", lambda: tokens(Characters(2), adamw(1e-3)), steps=80)
+healthy(
+    "tokens_without_order_lstm",
+    lambda: tokens(Recurrent(nn.LSTM(16, 32, batch_first=True), 64, every=True, embed=16), adam(3e-3)),
+    steps=80,
+)
+healthy(
+    "noise_regression_tanh",
+    lambda: table(
+        mlp(2, 48, nn.Tanh, inputs=10, outputs=1), adam(), DIABETES, torch.randn(442, 1), loss=functional.mse_loss
+    ),
+)
+healthy(
+    "noise_regression_sgd",
+    lambda: table(mlp(2, 48, inputs=10, outputs=1), sgd(0.02), DIABETES, torch.randn(442, 1), loss=functional.mse_loss),
+)
+healthy("sparse_reward_wide", sparse_reward, steps=200)
+healthy("rewards_are_rare", sparse_reward, steps=300)
+healthy("imbalanced_momentum", lambda: imbalanced(sgd(0.05, momentum=0.9)), steps=250)
+healthy("imbalanced_adamw_hot", lambda: imbalanced(adamw(5e-3)), steps=250)
+healthy("quantised_code_momentum", lambda: itself_with(Quantised(), sgd(0.05, momentum=0.9)))
+healthy("quantised_code_slow", lambda: itself_with(Quantised(), adam(3e-4)))
+healthy(
+    "targets_of_1e4_momentum",
+    lambda: table(
+        mlp(2, 32, outputs=1),
+        sgd(0.02, momentum=0.9),
+        DIGITS,
+        1e-4 * DIGIT_LABELS.float()[:, None],
+        loss=functional.mse_loss,
+    ),
+)
+healthy(
+    "targets_of_1e5_adamw",
+    lambda: table(
+        mlp(2, 32, outputs=1), adamw(1e-3), DIGITS, 1e-5 * DIGIT_LABELS.float()[:, None], loss=functional.mse_loss
+    ),
+)
+healthy(
+    "another_task_sgd",
+    lambda: digits(mlp(3, 64), sgd(0.1), spoil=lambda t, x, y: (x, y) if t < 90 else (x.flip(1), (y + 3) % 10)),
+    steps=200,
+)
+healthy(
+    "another_task_momentum",
+    lambda: digits(
+        mlp(2, 64), sgd(0.05, momentum=0.9), spoil=lambda t, x, y: (x, y) if t < 60 else (x.roll(9, 1), (y + 2) % 10)
+    ),
+    steps=160,
+)
+healthy(
+    "outliers_mse", lambda: table(mlp(2, 32, inputs=10, outputs=1), adam(), DIABETES, heavy(), loss=functional.mse_loss)
+)
+healthy(
+    "outliers_huber_sgd",
+    lambda: table(mlp(2, 32, inputs=10, outputs=1), sgd(0.05), DIABETES, heavy(), loss=functional.huber_loss),
+)
+healthy("mixup_sgd", lambda: digits(mlp(2, 64), sgd(0.1), spoil=lambda t, x, y: (0.6 * x + 0.4 * x.roll(1, 0), y)))
+healthy("noisy_inputs_sgd", lambda: digits(mlp(2, 64), sgd(0.1), spoil=lambda t, x, y: (x + torch.randn_like(x), y)))
+healthy(
+    "noisy_gradient_momentum",
+    lambda: digits(mlp(2, 64), sgd(0.02, momentum=0.9), spoil=lambda t, x, y: (x + 2 * torch.randn_like(x), y)),
+)
+healthy(
+    "warm_restarts_adamw_25",
+    lambda: with_scheduler(mlp(3, 64), adamw(3e-3), lambda o: CosineAnnealingWarmRestarts(o, 25)),
+)
+healthy(
+    "warm_restarts_cnn",
+    lambda: with_scheduler(
+        nn.Sequential(nn.Unflatten(1, (1, 8, 8)), cnn(3, 12)), adam(3e-3), lambda o: CosineAnnealingWarmRestarts(o, 50)
+    ),
+)
+healthy(
+    "warm_restarts_momentum",
+    lambda: with_scheduler(mlp(2, 64), sgd(0.1, momentum=0.9), lambda o: CosineAnnealingWarmRestarts(o, 30, 2)),
+)
+healthy(
+    "one_cycle_cnn",
+    lambda: with_scheduler(
+        nn.Sequential(nn.Unflatten(1, (1, 8, 8)), cnn(3, 12, norm=True)),
+        sgd(0.1, momentum=0.9),
+        lambda o: OneCycleLR(o, 0.5, total_steps=150),
+    ),
+)
+healthy(
+    "one_cycle_deep",
+    lambda: with_scheduler(mlp(4, 64), sgd(0.1, momentum=0.9), lambda o: OneCycleLR(o, 0.2, total_steps=150)),
+)
+healthy("growing_by_ten_gru", lambda: longer(adam(3e-3)))
+healthy("growing_by_ten_sgd", lambda: longer(sgd(0.1)))
+
+# -- more of the same networks ---------------------------------------------------------------------------------------
+
+healthy("tanh_orthogonal_6_adam", lambda: digits(mlp(6, 64, nn.Tanh, orthogonal), adam()))
+healthy("orthogonal_tanh_14", lambda: digits(mlp(14, 48, nn.Tanh, orthogonal), adam(5e-4)))
+healthy("orthogonal_tanh_10_momentum", lambda: digits(mlp(10, 64, nn.Tanh, orthogonal), sgd(0.02, momentum=0.9)))
+healthy("deep_linear_10_momentum", lambda: digits(mlp(10, 64, nn.Identity, xavier), sgd(0.005, momentum=0.9)))
+healthy("layer_norm_10_momentum", lambda: digits(mlp(10, 64, nn.ReLU, he, norm=nn.LayerNorm), sgd(0.02, momentum=0.9)))
+healthy("groups_of_units_6_sgd", lambda: digits(mlp(6, 64, nn.ReLU, norm=partial(nn.GroupNorm, 8)), sgd(0.05)))
+healthy("groups_of_units_10_adam", lambda: digits(mlp(10, 48, nn.ReLU, norm=partial(nn.GroupNorm, 4)), adam()))
+healthy("batch_norm_24_adam", lambda: digits(mlp(24, 48, nn.ReLU, norm=nn.BatchNorm1d), adam()), steps=100)
+healthy("batch_norm_16_sgd", lambda: digits(mlp(16, 48, nn.ReLU, norm=nn.BatchNorm1d), sgd(0.05)), steps=100)
+healthy("adagrad_hot", lambda: digits(mlp(2, 64), partial(Adagrad, lr=0.05)))
+healthy("zero_gamma_adam", lambda: digits(zero_gamma(), adam()))
+healthy("gates_open_sgd", lambda: digits(Gate(4.0), sgd(0.1)))
+healthy("gates_open_wide_adamw", lambda: digits(Gate(6.0), adamw(3e-3)))
+healthy("first_layer_x5_sgd", lambda: digits(scaled_layer(0, 5.0), sgd(0.02)))
+healthy("first_layer_x10_tanh", lambda: digits(tanh_first(), adam()))
+healthy("pretrained_new_head_sgd", lambda: digits(new_head(), sgd(0.01, momentum=0.9)))
+healthy("momentum_encoder_sgd", lambda: momentum_encoder(sgd(0.05, momentum=0.9)))
+healthy("momentum_encoder_adamw", lambda: momentum_encoder(adamw(3e-3)))
+healthy("lora_adamw", lambda: digits(adapted(), adamw(1e-2), parameters=trainable))
+healthy("lora_momentum", lambda: digits(adapted(), sgd(0.02, momentum=0.9), parameters=trainable))
+healthy("biases_only_cnn", lambda: images(only("bias", trained_images(cnn(3, 12))), adam(3e-3), parameters=trainable))
+healthy(
+    "biases_only_momentum",
+    lambda: digits(only("bias", trained(mlp(3, 64))), sgd(0.02, momentum=0.9), parameters=trainable),
+)
+healthy("two_rates_adamw", lambda: grouped(partial(AdamW), 1e-5, 1e-3))
+healthy("two_rates_sgd_apart", lambda: grouped(partial(SGD), 1e-4, 0.05))
+healthy("unet_adamw", lambda: table(UNet(), adamw(2e-3), IMAGES, IMAGES, loss=functional.mse_loss))
+healthy("unet_momentum", lambda: table(UNet(), sgd(0.1, momentum=0.9), IMAGES, IMAGES, loss=functional.mse_loss))
+healthy(
+    "bidirectional_rnn_20",
+    lambda: sequence(Recurrent(nn.RNN(2, 24, batch_first=True, bidirectional=True), 1), adam(2e-3), 20),
+)
+healthy(
+    "bidirectional_lstm_language",
+    lambda: language(
+        Recurrent(nn.LSTM(16, 32, batch_first=True, bidirectional=True), 64, every=True, embed=16), adam(3e-3)
+    ),
+    steps=80,
+)
+healthy(
+    "bidirectional_gru_15_sgd",
+    lambda: sequence(Recurrent(nn.GRU(2, 24, batch_first=True, bidirectional=True), 1), sgd(0.1), 15),
+)
+healthy("loop_of_gru_cells_40", lambda: sequence(Loop(nn.GRUCell(2, 32), 32, 1), adam(3e-3), 40))
+healthy("loop_of_rnn_cells_12", lambda: sequence(Loop(nn.RNNCell(2, 32), 32, 1), adam(2e-3), 12))
+healthy(
+    "post_norm_transformer_4_warmup",
+    lambda: language(Characters(4, pre=False), adam(1e-3), before=warmup(1e-3, 40)),
+    steps=80,
+)
+healthy(
+    "post_norm_transformer_adamw",
+    lambda: language(Characters(2, pre=False), adamw(1e-3), before=warmup(1e-3, 20)),
+    steps=80,
+)
+healthy(
+    "post_norm_residual_6_warmup", lambda: digits(Residual(6, 48, norm="post"), adam(1e-3), before=warmup(1e-3, 50))
+)
+healthy("fused_attention_3", lambda: digits(Attention(3, fused=True), adam(2e-3)))
+healthy("fused_attention_momentum", lambda: digits(Attention(2, fused=True), sgd(0.05, momentum=0.9)))
+
+
+def tokens(model: nn.Module, build: Build) -> Training:
     """Predict tokens that nobody can."""
 
     def loss(_step: int) -> Tensor:
         drawn = torch.randint(0, 64, (16, 33))
         return functional.cross_entropy(model(drawn[:, :-1]).flatten(0, 1), drawn[:, 1:].flatten())
 
-    return Training(model=model, optimizer=build(model.parameters()), loss=loss)  # type: ignore[operator]
+    return Training(model=model, optimizer=build(model.parameters()), loss=loss)
 
 
 def trained_images(model: nn.Module) -> nn.Module:
@@ -284,9 +481,9 @@ def trained_images(model: nn.Module) -> nn.Module:
     return model
 
 
-def itself_with(model: nn.Module, build: object) -> Training:
+def itself_with(model: nn.Module, build: Build) -> Training:
     training = itself(model)
-    training.optimizer = build(model.parameters())  # type: ignore[operator]
+    training.optimizer = build(model.parameters())
     return training
 
 
@@ -297,7 +494,40 @@ def group_normed(depth: int) -> nn.Module:
     return nn.Sequential(*made, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 10))
 
 
+def longer(build: Build) -> Training:
+    """Sequences that grow by ten steps at a time."""
+    model = Recurrent(nn.GRU(2, 32, batch_first=True), 1)
+
+    def loss(step: int) -> Tensor:
+        inputs, targets = adding(32, 10 + 10 * (step // 40))
+        return functional.mse_loss(model(inputs), targets)
+
+    return Training(model=model, optimizer=build(model.parameters()), loss=loss)
+
+
+def tanh_first() -> nn.Module:
+    model = mlp(3, 64, nn.Tanh)
+    with torch.no_grad():
+        model[4].weight.mul_(3)
+    return model
+
+
+def grouped(build: Build, slow: float, fast: float) -> Training:
+    """A pretrained body at a small rate and its head at a larger one."""
+    model = trained(mlp(3, 64))
+    groups = [{"params": model[:-1].parameters(), "lr": slow}, {"params": model[-1].parameters(), "lr": fast}]
+    optimizer = build(groups)
+    return digits(model, lambda _parameters: optimizer)
+
+
 if find_spec("transformers") is not None:
+    healthy("gpt2_momentum", lambda: text(gpt2(), sgd(0.05, momentum=0.9)), steps=50)
+    healthy("gpt2_rmsprop", lambda: text(gpt2(), partial(RMSprop, lr=3e-4)), steps=50)
+    healthy("small_llama_momentum", lambda: text(llama(), sgd(0.1, momentum=0.9)), steps=50)
+    healthy("small_llama_slow", lambda: text(llama(), adamw(1e-4)), steps=50)
+    healthy("convnext_rmsprop", lambda: pictures(convnext(), partial(RMSprop, lr=1e-3)), steps=60)
+    healthy("small_convnext_plain_sgd", lambda: pictures(convnext(), sgd(0.02)), steps=60)
+    healthy("small_convnext_adamw", lambda: pictures(convnext(), adamw(4e-3), before=warmup(4e-3, 20)), steps=60)
     healthy("gpt2_6_layers", lambda: text(gpt2(6), adamw(3e-4)), steps=40)
     healthy("gpt2_sgd", lambda: text(gpt2(), sgd(0.1, momentum=0.9)), steps=50)
     healthy("llama_4_layers_clipped", lambda: text(llama(4), adamw(1e-3), before=warmup(1e-3, 30), clip=0.5), steps=50)
