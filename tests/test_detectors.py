@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,9 @@ from training_runs import ORDINARY, SICK, TRAPS
 
 from gradwatch.detectors import DEFAULT_DETECTORS
 from gradwatch.detectors.dead import dead
+from gradwatch.detectors.exploding import exploding
 from gradwatch.detectors.nonfinite import PATIENCE, nonfinite
+from gradwatch.detectors.stalled import stalled
 from gradwatch.history import History
 
 
@@ -148,6 +152,58 @@ def test_one_tensor_without_a_gradient_is_for_the_record():
 
     assert [item.severity for item in missing] == ["info"]
     np.testing.assert_array_equal(missing[0].value, [-2, 1.2, -2, -2])
+
+
+def values_of(symptom, detector, steps):
+    """Judge the steps one after the other; return what the detector said of a symptom."""
+    history, found = History(), []
+    for each in steps:
+        history.update(each)
+        found += [item.value for item in detector(each, history) if item.symptom == symptom]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("first", "growth", "loss", "alarms"),
+    [
+        (1e-3, 1.5, None, False),  # the first layers learn, the others wake: a small gain in front of each branch
+        (1e-3, 1.0, None, True),  # they do not wake
+        (1e-3, 1.0, lambda t: 1 - 0.02 * t, True),  # however well the rest learns
+        (1e-9, 1.5, None, True),  # nothing learns
+    ],
+)
+def test_branches_that_rest_at_first_are_waited_for(first, growth, loss, alarms):
+    def step(index):
+        ratios = np.array([first, *[min(1e-9 * growth**index, 1e-6)] * 5])
+        made = snapshot(index, of=tensors(6), update_norm=8 * ratios, update_ratio=ratios)
+        return made if loss is None else replace(made, loss=loss(index))
+
+    said = values_of("update_small", stalled, map(step, range(16)))
+
+    assert bool(said and max(said[-3:]) > 0) == alarms
+    assert first < 1e-6 or len(said) < 16  # the first steps decide nothing where something learns
+
+
+@pytest.mark.parametrize(
+    ("begins", "loss", "alarms"),
+    [
+        (0, None, True),  # the network explodes over depth as it was built
+        (0, lambda t: 1.0, True),
+        (0, lambda t: 1 - 0.02 * t, False),  # and learns all the same
+        (30, None, False),  # layers that training drove apart
+        (30, lambda t: 1.0, True),  # and learning has ended, or never began
+        (30, lambda t: 1 - 0.02 * t, False),
+    ],
+)
+def test_a_profile_that_grows_late_has_to_be_confirmed_by_the_loss(begins, loss, alarms):
+    def step(index):
+        norm = np.geomspace(1e5, 1.0, 6) if index >= begins else np.ones(6)
+        made = snapshot(index, of=tensors(6), norm=norm)
+        return made if loss is None else replace(made, loss=loss(index))
+
+    said = values_of("profile_up", exploding, map(step, range(40)))
+
+    assert (said[-1] > 0) == alarms
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
