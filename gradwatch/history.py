@@ -92,6 +92,8 @@ class History:
         """Largest running median of ten global norms, three steps behind: the run's own level in health."""
         self.updates: list[list[float]] = []
         """Step and median update-to-weight ratio of the newest `RECENT` detail steps."""
+        self.first_update = 0.0
+        """The first of them."""
         self.update_reference = 0.0
         """The same reference level for updates."""
         self.opening = Opening()
@@ -212,6 +214,8 @@ class History:
         if snapshot.detail:
             update = median_update(snapshot)
             if np.isfinite(update):
+                if not self.updates:
+                    self.first_update = update
                 self.updates = [*self.updates[-RECENT + 1 :], [float(snapshot.step), update]]
                 past = [value for _, value in self.updates[-13:-3]]
                 if len(past) >= 5:
@@ -382,6 +386,7 @@ _PLAIN = (
     "rate_dropped",
     "overflows",
     "updates",
+    "first_update",
     "update_reference",
     "largest_input",
     "inputs_seen",

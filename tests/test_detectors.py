@@ -12,12 +12,15 @@ from builders import snapshot, tensors
 from loops import watched
 from training_runs import ORDINARY, SICK, TRAPS
 
-from gradwatch.detectors import DEFAULT_DETECTORS
+from gradwatch.detectors import DEFAULT_DETECTORS, build
 from gradwatch.detectors.dead import dead
 from gradwatch.detectors.exploding import exploding
 from gradwatch.detectors.nonfinite import PATIENCE, nonfinite
 from gradwatch.detectors.stalled import stalled
+from gradwatch.detectors.vanishing import vanishing
+from gradwatch.episodes import Episodes
 from gradwatch.history import History
+from gradwatch.judge import Judge
 
 
 def loud_alerts(build, *, with_loss=True, backend=None):
@@ -154,6 +157,25 @@ def test_one_tensor_without_a_gradient_is_for_the_record():
     np.testing.assert_array_equal(missing[0].value, [-2, 1.2, -2, -2])
 
 
+def test_weights_that_began_at_zero_have_time_to_wake():
+    def step(index, zero):
+        weights = np.array([8.0] * 5 + [0.0 if zero and index == 0 else 1.0])
+        return snapshot(index, of=tensors(6), norm=np.geomspace(1e-4, 1.0, 6), weight_norm=weights)
+
+    asleep, small = ([step(index, zero) for index in range(30)] for zero in (True, False))
+
+    assert max(values_of("profile_down", vanishing, asleep)[:15]) < 0
+    assert max(values_of("profile_down", vanishing, asleep)) > 0
+    assert values_of("profile_down", vanishing, small)[2] > 0
+
+
+def test_losses_of_zero_are_no_scale_for_the_first_reward():
+    rewards = [0.0] * 25 + [0.1, 0.0, 0.2, 0.1, 0.3, 0.2] + [0.0] * 9
+    judge = Judge(name="", detectors=build((exploding,)), episodes=Episodes())
+
+    assert [alert for index, loss in enumerate(rewards) for alert in judge.judge(snapshot(index, loss=loss))] == []
+
+
 def values_of(symptom, detector, steps):
     """Judge the steps one after the other; return what the detector said of a symptom."""
     history, found = History(), []
@@ -166,9 +188,10 @@ def values_of(symptom, detector, steps):
 @pytest.mark.parametrize(
     ("first", "growth", "loss", "alarms"),
     [
-        (1e-3, 1.5, None, False),  # the first layers learn, the others wake: a small gain in front of each branch
-        (1e-3, 1.0, None, True),  # they do not wake
-        (1e-3, 1.0, lambda t: 1 - 0.02 * t, True),  # however well the rest learns
+        (1e-4, 1.5, None, False),  # the first layers learn, the others wake: a small gain in front of each branch
+        (1e-4, 1.0, None, True),  # they do not wake
+        (1e-4, 1.0, lambda t: 1 - 0.02 * t, True),  # however well the rest learns
+        (1e-2, 1.0, None, False),  # the first layers get what is usual: the gradient is there
         (1e-9, 1.5, None, True),  # nothing learns
     ],
 )

@@ -145,9 +145,11 @@ def _loss(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
         return
     first = abs(median(history.first_losses[:5]))
     earlier = float(np.quantile(history.all_losses.values[:-3] or [first], 0.9))
+    if not first and not earlier:  # a reward that is still to come: zero is no scale
+        return
     recent = np.array(history.losses[-20:])
     noise = 20 * 1.4826 * median(np.abs(recent - median(recent))) if len(history.losses) > 20 else 0.0
-    ceiling = max(3 * first, 3 * earlier, noise, 1e-12)
+    ceiling = max(3 * first, 3 * earlier, noise)
     rise = (median(history.losses[-3:]) - median(history.first_losses[:5])) / ceiling
     yield Evidence(
         "loss_up",

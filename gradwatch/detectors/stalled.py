@@ -12,6 +12,8 @@ from gradwatch.records import Evidence, Severity, Snapshot
 
 UPDATE_FLOOR = 1e-6
 """Update-to-weight ratio below which nothing is learned; fine-tuning at 1e-5 stays at 2e-5."""
+USUAL_UPDATE = 1e-3
+"""An update as training makes them. Where the first layers get such, branches that rest are none of our business."""
 TOP_ABOVE = 4.0
 """Decades between the largest gradient of any tensor and the median weight: the gradient is small, not the rate."""
 PLAIN_RATE = 1e-3
@@ -38,8 +40,8 @@ def stalled(snapshot: Snapshot, history: History, /) -> Iterator[Evidence]:
     if not snapshot.detail or not snapshot.global_norm or not rows.size:
         return
     yield from _rounding(snapshot, history, rows)
-    shallow = update[rows[: max(1, len(rows) // 3)]]
-    if not (float(shallow.max()) > UPDATE_FLOOR and _wakes(history)):
+    shallow = float(update[rows[: max(1, len(rows) // 3)]].max())
+    if not (shallow > USUAL_UPDATE or (shallow > UPDATE_FLOOR and _wakes(history))):
         yield from _small(snapshot, history, rows, median(update[rows]))
 
 
@@ -69,7 +71,7 @@ def _small(
 
 def _wakes(history: History) -> bool:
     """Whether branches may still be waking: a gain of 1e-6 keeps most weights at rest while the first layers learn."""
-    grows = len(history.updates) > 1 and history.updates[-1][1] > WAKING * history.updates[0][1]
+    grows = bool(history.updates) and history.updates[-1][1] > WAKING * history.first_update
     return not history.is_stuck and (history.steps <= WAKING_STEPS or grows)
 
 

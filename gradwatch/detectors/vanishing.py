@@ -12,6 +12,8 @@ from gradwatch.records import Evidence, ModuleReadings, Snapshot
 
 PROFILE_CEILING = 2.25
 """Decades of attenuation over depth. Healthy runs keep below 1.8, sick ones begin at 2.6."""
+WAKING_STEPS = 20
+"""Steps that a network has to wake after weights that began at zero, as a last layer may."""
 OVER_TIME_CEILING = 7.2
 """Decades lost over a sequence, and no learning; healthy ones that learn lose up to 22."""
 SEQUENCE_STEPS = 20
@@ -43,7 +45,9 @@ def _profile(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
     reading = history.profile.down
     rows = np.flatnonzero(live_weights(snapshot))
     first = rows[: max(1, len(rows) // 3)] if reading > PROFILE_CEILING else rows[:0]
-    fading = (history.is_transient and reading < 20) or (reading > PROFILE_CEILING and history.is_learning)
+    waking = bool(history.opening.zero_weights) and history.steps <= WAKING_STEPS
+    fading = reading < 20 and (history.is_transient or waking)
+    fading |= reading > PROFILE_CEILING and history.is_learning
     yield Evidence(
         "profile_down",
         kind="vanishing",

@@ -66,7 +66,7 @@ from evaluation.parts import (
     xavier,
 )
 from evaluation.public import convnext, gpt2, llama, pictures, resnet, text
-from evaluation.training import Training, healthy
+from evaluation.training import Log, Training, healthy
 
 # -- branches that begin at nothing ----------------------------------------------------------------------------------
 
@@ -535,3 +535,275 @@ if find_spec("transformers") is not None:
     healthy("convnext_sgd", lambda: pictures(convnext(), sgd(0.05, momentum=0.9)), steps=60)
     healthy("convnext_adam_hot", lambda: pictures(convnext(), adam(4e-3)), steps=60)
     healthy("resnet_adamw_warmup", lambda: pictures(resnet(), adamw(3e-3), before=warmup(3e-3, 30)), steps=60)
+
+# -- ideas that the other files do not have --------------------------------------------------------------------------
+
+
+class Pooled(nn.Module):
+    """Attention pooling over a set of rows (Ilse, 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.score, self.head = nn.Linear(8, 32), nn.Linear(32, 1), nn.Linear(32, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.lift(inputs.reshape(-1, 8, 8)))
+        weights = functional.softmax(self.score(hidden), 1)
+        return self.head((weights * hidden).sum(1))
+
+
+class Squeezed(nn.Module):
+    """Convolutions with squeeze and excitation (Hu, 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList([nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)])
+        self.squeeze = nn.ModuleList(nn.Linear(16, 4) for _ in range(2))
+        self.excite = nn.ModuleList(nn.Linear(4, 16) for _ in range(2))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        for layer, down, up in zip(self.convolutions, self.squeeze, self.excite, strict=True):
+            inputs = functional.relu(layer(inputs))
+            gate = torch.sigmoid(up(functional.relu(down(inputs.mean((2, 3))))))
+            inputs = inputs * gate[:, :, None, None]
+        return self.head(inputs.mean((2, 3)))
+
+
+class Separable(nn.Module):
+    """Depthwise and pointwise convolutions by turns."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(1, 16, 3, padding=1), nn.Linear(16, 10)
+        self.deep = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1, groups=16) for _ in range(depth))
+        self.point = nn.ModuleList(nn.Conv2d(16, 16, 1) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(depth))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = functional.relu(self.first(inputs))
+        for deep, point, norm in zip(self.deep, self.point, self.norms, strict=True):
+            hidden = functional.relu(norm(point(deep(hidden))))
+        return self.head(hidden.mean((2, 3)))
+
+
+class ZeroGamma(nn.Module):
+    """Residual convolutions whose last scale begins at zero (Goyal, 2017)."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(1, 12, 3, padding=1), nn.Linear(12, 10)
+        self.layers = nn.ModuleList(nn.Conv2d(12, 12, 3, padding=1) for _ in range(2 * depth))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(12) for _ in range(2 * depth))
+        for norm in self.norms[1::2]:
+            nn.init.zeros_(norm.weight)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = functional.relu(self.first(inputs))
+        for index in range(0, len(self.layers), 2):
+            branch = functional.relu(self.norms[index](self.layers[index](hidden)))
+            hidden = functional.relu(hidden + self.norms[index + 1](self.layers[index + 1](branch)))
+        return self.head(hidden.mean((2, 3)))
+
+
+class Copier(nn.Module):
+    """An encoder and a decoder with attention between them (Bahdanau, 2015)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(16, 24)
+        self.encoder, self.decoder = nn.GRU(24, 24, batch_first=True), nn.GRU(24, 24, batch_first=True)
+        self.head = nn.Linear(48, 16)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        states, last = self.encoder(self.embed(tokens))
+        shifted = functional.pad(tokens, (1, -1))
+        answers = self.decoder(self.embed(shifted), last)[0]
+        weights = functional.softmax(answers @ states.mT / 24**0.5, -1)
+        return self.head(torch.cat([answers, weights @ states], -1))
+
+
+class Hyper(nn.Module):
+    """A small network writes the weights of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes, self.writer = nn.Parameter(torch.randn(10, 8)), nn.Linear(8, 64)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.writer(self.codes).T / 8
+
+
+class Shared(nn.Module):
+    """An autoencoder whose decoder is its transposed encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(32, 64) / 8), nn.Parameter(torch.zeros(64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.tanh(inputs @ self.weight.T) @ self.weight + self.bias
+
+
+def copying(build: Build) -> Training:
+    model = Copier()
+
+    def loss(_step: int) -> Tensor:
+        drawn = torch.randint(1, 16, (32, 10))
+        return functional.cross_entropy(model(drawn).flatten(0, 1), drawn.flatten())
+
+    return Training(model=model, optimizer=build(model.parameters()), loss=loss)
+
+
+def two_losses() -> Training:
+    """A class and a parity, of which one is weighted a hundredth."""
+    model = mlp(2, 64, outputs=12)
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        small = functional.cross_entropy(logits[:, 10:], labels % 2)
+        return functional.cross_entropy(logits[:, :10], labels) + 0.01 * small
+
+    return digits(model, adam(), loss=loss)
+
+
+def attacked() -> Training:
+    """Adversarial training by one signed step (Goodfellow, 2015)."""
+    model = mlp(2, 64)
+    optimizer = Adam(model.parameters(), lr=1e-3)
+
+    def loss(_step: int) -> Tensor:
+        rows = torch.randint(0, len(DIGITS), (64,))
+        inputs = DIGITS[rows].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(functional.cross_entropy(model(inputs), DIGIT_LABELS[rows]), inputs)
+        return functional.cross_entropy(model(inputs.detach() + 0.1 * slope.sign()), DIGIT_LABELS[rows])
+
+    return Training(model=model, optimizer=optimizer, loss=loss)
+
+
+def against(kind: str) -> Training:
+    """A generator and a discriminator in one optimizer each, with a least-squares or a hinge loss."""
+    models = {"g": mlp(2, 48, inputs=8, outputs=64), "d": mlp(2, 48, nn.LeakyReLU, outputs=1)}
+    optimizers = {name: Adam(model.parameters(), lr=5e-4, betas=(0.5, 0.9)) for name, model in models.items()}
+
+    def step(_index: int, log: Log) -> None:
+        real, fake = DIGITS[torch.randint(0, len(DIGITS), (64,))], models["g"](torch.randn(64, 8))
+        optimizers["d"].zero_grad()
+        seen, made = models["d"](real), models["d"](fake.detach())
+        if kind == "hinge":
+            loss = functional.relu(1 - seen).mean() + functional.relu(1 + made).mean()
+        else:
+            loss = (seen - 1).square().mean() + made.square().mean()
+        log(loss, optimizer="d")
+        loss.backward()
+        optimizers["d"].step()
+        optimizers["g"].zero_grad()
+        made = models["d"](fake)
+        loss = -made.mean() if kind == "hinge" else (made - 1).square().mean()
+        log(loss, optimizer="g")
+        loss.backward()
+        optimizers["g"].step()
+
+    return Training(model=models, optimizer=optimizers, step=step)
+
+
+def sharpness_aware() -> Training:
+    """Two passes a step: the update is made with the gradient of a neighbour (Foret, 2021)."""
+    model = mlp(2, 64)
+    optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+    def step(_index: int, log: Log) -> None:
+        rows = torch.randint(0, len(DIGITS), (64,))
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(DIGITS[rows]), DIGIT_LABELS[rows])
+        log(loss)
+        loss.backward()
+        with torch.no_grad():
+            norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            moves = [0.05 * p.grad / norm for p in model.parameters() if p.grad is not None]
+            for parameter, move in zip(model.parameters(), moves, strict=True):
+                parameter.add_(move)
+        optimizer.zero_grad()
+        functional.cross_entropy(model(DIGITS[rows]), DIGIT_LABELS[rows]).backward()
+        with torch.no_grad():
+            for parameter, move in zip(model.parameters(), moves, strict=True):
+                parameter.sub_(move)
+        optimizer.step()
+
+    return Training(model=model, optimizer=optimizer, step=step)
+
+
+def zero_output() -> nn.Module:
+    model = Characters(2)
+    nn.init.zeros_(model.head.weight)
+    return model
+
+
+def zero_branches() -> nn.Module:
+    model = Residual(8, 48)
+    for block in model.blocks:
+        nn.init.zeros_(block[-1].weight)
+    return model
+
+
+def zero_cnn() -> nn.Module:
+    model = cnn(4, 12)
+    nn.init.zeros_(model[-1].weight)
+    return model
+
+
+healthy("zero_head_cnn_sgd", lambda: images(zero_cnn(), sgd(0.05)))
+healthy("zero_head_cnn_adamw", lambda: images(zero_cnn(), adamw(1e-3)))
+healthy("zero_head_wide_momentum", lambda: digits(zero_head(), sgd(0.05, momentum=0.9)))
+healthy("zero_last_layer_of_branches", lambda: digits(zero_branches(), sgd(0.05)))
+healthy("zero_last_layers_adam", lambda: digits(zero_branches(), adam()))
+healthy("zero_output_transformer", lambda: language(zero_output(), adamw(1e-3)), steps=80)
+healthy("zero_output_transformer_sgd", lambda: language(zero_output(), sgd(0.1, momentum=0.9)), steps=80)
+healthy("zero_gamma_residual_cnn", lambda: images(ZeroGamma(4), sgd(0.1, momentum=0.9)), steps=100)
+healthy("zero_gamma_residual_cnn_adam", lambda: images(ZeroGamma(3), adam(2e-3)), steps=100)
+healthy("attention_pooling", lambda: digits(Pooled(), adam(3e-3)))
+healthy("attention_pooling_momentum", lambda: digits(Pooled(), sgd(0.05, momentum=0.9)))
+healthy("squeeze_excite", lambda: images(Squeezed(), adam(3e-3)))
+healthy("squeeze_excite_sgd", lambda: images(Squeezed(), sgd(0.1, momentum=0.9)))
+healthy("depthwise_cnn", lambda: images(Separable(4), adam(2e-3)))
+healthy("depthwise_cnn_momentum", lambda: images(Separable(3), sgd(0.05, momentum=0.9)))
+healthy("copy_task", lambda: copying(adam(3e-3)), steps=100)
+healthy("copy_task_sgd", lambda: copying(sgd(0.5)), steps=100)
+healthy("hypernetwork", lambda: digits(Hyper(), adam(3e-3)))
+healthy("hypernetwork_sgd", lambda: digits(Hyper(), sgd(0.1)))
+healthy("weight_tied_autoencoder", lambda: table(Shared(), adam(2e-3), DIGITS, DIGITS, loss=functional.mse_loss))
+healthy(
+    "tied_autoencoder_momentum",
+    lambda: table(Shared(), sgd(0.1, momentum=0.9), DIGITS, DIGITS, loss=functional.mse_loss),
+)
+healthy("multi_task_losses", two_losses)
+healthy("adversarial_training_fgsm", attacked)
+healthy("hinge_gan", lambda: against("hinge"))
+healthy("lsgan", lambda: against("squares"))
+healthy("sam_like_double_step", sharpness_aware)
+healthy("small_first_rate", lambda: digits(mlp(3, 64), sgd(0.1), before=scheduled(lambda t: 1e-8 if t < 20 else 0.1)))
+healthy("tiny_batch_cnn", lambda: images(cnn(3, 12), sgd(0.01, momentum=0.9), size=2))
+healthy("accumulate_8_adamw", lambda: digits(mlp(3, 64), adamw(2e-3), size=8, accumulate=8), steps=80)
+healthy(
+    "label_smoothing_cnn",
+    lambda: images(cnn(3, 12), adamw(2e-3), loss=lambda x, y: functional.cross_entropy(x, y, label_smoothing=0.3)),
+)
+healthy(
+    "images_by_tanh",
+    lambda: table(
+        mlp(3, 48, nn.Tanh, outputs=64, last=nn.Tanh()),
+        adam(3e-3),
+        DIGITS,
+        torch.tanh(DIGITS),
+        loss=functional.mse_loss,
+    ),
+)
+healthy(
+    "embedding_sgd",
+    lambda: language(Recurrent(nn.GRU(16, 32, batch_first=True), 64, every=True, embed=16), sgd(1.0)),
+    steps=100,
+)
+healthy(
+    "gru_with_dropout",
+    lambda: language(Recurrent(nn.GRU(16, 32, 2, batch_first=True, dropout=0.3), 64, every=True, embed=16), adam(3e-3)),
+    steps=80,
+)
