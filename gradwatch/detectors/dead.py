@@ -157,6 +157,7 @@ def _dead_units(modules: ModuleReadings, history: History) -> Iterator[Evidence]
     if not np.isfinite(modules.inactive).any():
         return
     worst = int(np.argmax(share))
+    place = modules.modules[worst] or "the model"
     yield Evidence(
         "dead_units",
         kind="dead",
@@ -164,8 +165,8 @@ def _dead_units(modules: ModuleReadings, history: History) -> Iterator[Evidence]
         reading=float(share[worst]),
         threshold=DEAD_UNITS_CEILING,
         layers=(modules.modules[worst],),
-        message=f"{100 * share[worst]:.0f} % of the units in {modules.modules[worst]} are active for no sample.",
-        severity="warning" if history.is_stuck or not history.knows_loss else "info",
+        message=f"{100 * share[worst]:.0f} % of the units in {place} are active for no sample.",
+        severity="warning" if history.is_stuck else "info",  # a bottleneck of four units dies without harm
     )
 
 
