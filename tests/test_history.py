@@ -10,8 +10,9 @@ from builders import snapshot, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwatch.history import RECENT, History, Thinned
+from gradwatch.history import RECENT, History
 from gradwatch.records import OptimizerFacts
+from gradwatch.series import Thinned
 
 
 def past(steps, **changes):

@@ -24,7 +24,7 @@ LAYERS = [
     {"detectors", "transforms", "trouble"},
     {"table", "transfer", "targets"},
     {"depth", "cadence", "handover"},
-    {"history", "opening", "readings", "records", "schema", "errors"},
+    {"history", "opening", "readings", "records", "schema", "errors", "series"},
 ]
 """From the top; a module may import what lies in its own layer or below."""
 
