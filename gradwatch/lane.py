@@ -313,7 +313,7 @@ class Lane:
 
     def _rows(self, grads: list[Tensor | None]) -> list[int]:
         """Return the tensors of the optimizer that have a gradient."""
-        optimized = self._tensors.optimized.tolist()
+        optimized = self._tensors.optimized.tolist()  # a NumPy array: nothing waits
         return [row for row, grad in enumerate(grads) if grad is not None and optimized[row] and grad.numel()]
 
     def _is_stale(self, *, thorough: bool) -> bool:

@@ -107,18 +107,21 @@ def _profile(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
         return
     reading = history.profile.up
     value = (reading - PROFILE_CEILING) / 0.5
-    # What is not so from the start has to be confirmed by a loss: trained layers differ by as much in health.
-    judged = history.is_stuck or (history.opening.profile_up > PROFILE_CEILING and not history.is_learning)
     rows = np.flatnonzero(live_weights(snapshot)) if reading > PROFILE_CEILING else np.empty(0, dtype=np.int64)
     yield Evidence(
         "profile_up",
         kind="exploding",
-        value=value if value < 0 or judged else -0.5,
+        value=value if value < 0 or _is_confirmed(history) else -0.5,
         reading=reading,
         threshold=PROFILE_CEILING,
         tensors=worst_first(snapshot.tensors, snapshot.rms, rows),
         message=f"The gradient grows by {reading:.1f} decades from the last layers to the first.",
     )
+
+
+def _is_confirmed(history: History) -> bool:
+    """What is not so from the start has to be confirmed by a loss: trained layers differ by as much in health."""
+    return history.is_stuck or (history.opening.profile_up > PROFILE_CEILING and not history.is_learning)
 
 
 def _over_time(modules: ModuleReadings) -> Iterator[Evidence]:

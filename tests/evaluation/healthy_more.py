@@ -257,9 +257,9 @@ def images_to_images(model: nn.Module) -> Training:
     return table(model, adam(3e-3), IMAGES, IMAGES, loss=functional.mse_loss)
 
 
-def itself(model: nn.Module) -> Training:
+def itself(model: nn.Module, build: Build = adam(2e-3)) -> Training:  # noqa: B008 - a factory
     """Train a model that returns its own loss."""
-    optimizer = Adam(model.parameters(), lr=2e-3)
+    optimizer = build(model.parameters())
     return Training(model=model, optimizer=optimizer, loss=lambda _step: model(DIGITS[rows_of(len(DIGITS), 64)]))
 
 

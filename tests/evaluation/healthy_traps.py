@@ -72,13 +72,13 @@ def adapted() -> nn.Module:
     return nn.Sequential(*(Adapted(module) if isinstance(module, nn.Linear) else module for module in model))
 
 
-def trained(model: nn.Module, steps: int = 60, rate: float = 2e-3) -> nn.Module:
+def trained(model: nn.Module, steps: int = 60, rate: float = 2e-3, *, inputs: Tensor = DIGITS) -> nn.Module:
     """Train before the run begins: fine-tuning starts from something."""
     optimizer = Adam(model.parameters(), lr=rate)
     for _ in range(steps):
-        rows = rows_of(len(DIGITS), 64)
+        rows = rows_of(len(inputs), 64)
         optimizer.zero_grad()
-        functional.cross_entropy(model(DIGITS[rows]), DIGIT_LABELS[rows]).backward()
+        functional.cross_entropy(model(inputs[rows]), DIGIT_LABELS[rows]).backward()
         optimizer.step()
     return model
 
@@ -100,8 +100,8 @@ healthy(
 )
 healthy("rezero_24", lambda: digits(Residual(24, 32, norm="none", branch=0.0), adam()), steps=120)
 healthy("zero_gamma_batch_norm", lambda: digits(zero_gamma(), sgd(0.1)))
-healthy("gates_shut", lambda: digits(Gated(-6.0), adam()))
-healthy("gates_open", lambda: digits(Gated(4.0), adam()))
+healthy("gates_shut", lambda: digits(GatedBranch(-6.0), adam()))
+healthy("gates_open", lambda: digits(GatedBranch(4.0), adam()))
 healthy("highway", lambda: digits(Highway(10, -2.0), adam()))
 healthy("siren", lambda: table(Siren(), adam(1e-4), moons()[0], moons()[1].float()[:, None], loss=functional.mse_loss))
 healthy("first_layer_x10", lambda: digits(scaled_layer(0, 10.0), adam()))
@@ -113,14 +113,14 @@ def zero_gamma() -> nn.Module:
     return model
 
 
-def scaled_layer(index: int, factor: float) -> nn.Module:
-    model = mlp(3, 64)
+def scaled_layer(index: int, factor: float, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
+    model = mlp(3, 64, activation)
     with torch.no_grad():
         model[index].weight.mul_(factor)
     return model
 
 
-class Gated(nn.Module):
+class GatedBranch(nn.Module):
     """A residual branch behind a sigmoid gate."""
 
     def __init__(self, bias: float) -> None:

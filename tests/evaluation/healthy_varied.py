@@ -15,6 +15,7 @@ from evaluation.healthy_more import Quantised, UNet, imbalanced, itself, only, t
 from evaluation.healthy_plain import Cast
 from evaluation.healthy_traps import (
     Experts,
+    GatedBranch,
     Gumbel,
     Highway,
     SwiGLU,
@@ -31,7 +32,6 @@ from evaluation.healthy_traps import (
     zero_gamma,
     zero_head,
 )
-from evaluation.healthy_traps import Gated as Gate
 from evaluation.parts import (
     DIABETES,
     DIABETES_TARGETS,
@@ -117,7 +117,7 @@ healthy("warmup_transformer_100", lambda: language(Characters(2), adamw(3e-3), b
 # -- fine-tuning, little to learn, noise -----------------------------------------------------------------------------
 
 healthy("fine_tuning_3e6_adam", lambda: digits(trained(mlp(3, 64), 200), adam(3e-6)))
-healthy("fine_tuning_cnn", lambda: images(trained_images(cnn(3, 12)), adam(1e-4)))
+healthy("fine_tuning_cnn", lambda: images(trained(cnn(3, 12), 80, inputs=IMAGES), adam(1e-4)))
 healthy("new_head_sgd", lambda: digits(new_head(), sgd(0.05)))
 healthy("memorises_four_sgd", lambda: table(mlp(2, 64), sgd(0.1), DIGITS[:4], DIGIT_LABELS[:4], size=8), steps=300)
 healthy(
@@ -155,7 +155,7 @@ healthy("sparse_reward_again", sparse_reward, steps=250)
 healthy("triplet_margin_longer", triplet, steps=300)
 healthy("variational_autoencoder_weak", lambda: variational(0.001))
 healthy("imbalanced_longer", imbalanced, steps=250)
-healthy("quantised_code_sgd", lambda: itself_with(Quantised(), sgd(0.1)))
+healthy("quantised_code_sgd", lambda: itself(Quantised(), sgd(0.1)))
 healthy(
     "tiny_targets_sgd",
     lambda: table(
@@ -323,8 +323,8 @@ healthy("sparse_reward_wide", sparse_reward, steps=200)
 healthy("rewards_are_rare", sparse_reward, steps=300)
 healthy("imbalanced_momentum", lambda: imbalanced(sgd(0.05, momentum=0.9)), steps=250)
 healthy("imbalanced_adamw_hot", lambda: imbalanced(adamw(5e-3)), steps=250)
-healthy("quantised_code_momentum", lambda: itself_with(Quantised(), sgd(0.05, momentum=0.9)))
-healthy("quantised_code_slow", lambda: itself_with(Quantised(), adam(3e-4)))
+healthy("quantised_code_momentum", lambda: itself(Quantised(), sgd(0.05, momentum=0.9)))
+healthy("quantised_code_slow", lambda: itself(Quantised(), adam(3e-4)))
 healthy(
     "targets_of_1e4_momentum",
     lambda: table(
@@ -408,16 +408,19 @@ healthy("batch_norm_24_adam", lambda: digits(mlp(24, 48, nn.ReLU, norm=nn.BatchN
 healthy("batch_norm_16_sgd", lambda: digits(mlp(16, 48, nn.ReLU, norm=nn.BatchNorm1d), sgd(0.05)), steps=100)
 healthy("adagrad_hot", lambda: digits(mlp(2, 64), partial(Adagrad, lr=0.05)))
 healthy("zero_gamma_adam", lambda: digits(zero_gamma(), adam()))
-healthy("gates_open_sgd", lambda: digits(Gate(4.0), sgd(0.1)))
-healthy("gates_open_wide_adamw", lambda: digits(Gate(6.0), adamw(3e-3)))
+healthy("gates_open_sgd", lambda: digits(GatedBranch(4.0), sgd(0.1)))
+healthy("gates_open_wide_adamw", lambda: digits(GatedBranch(6.0), adamw(3e-3)))
 healthy("first_layer_x5_sgd", lambda: digits(scaled_layer(0, 5.0), sgd(0.02)))
-healthy("first_layer_x10_tanh", lambda: digits(tanh_first(), adam()))
+healthy("first_layer_x10_tanh", lambda: digits(scaled_layer(4, 3.0, nn.Tanh), adam()))
 healthy("pretrained_new_head_sgd", lambda: digits(new_head(), sgd(0.01, momentum=0.9)))
 healthy("momentum_encoder_sgd", lambda: momentum_encoder(sgd(0.05, momentum=0.9)))
 healthy("momentum_encoder_adamw", lambda: momentum_encoder(adamw(3e-3)))
 healthy("lora_adamw", lambda: digits(adapted(), adamw(1e-2), parameters=trainable))
 healthy("lora_momentum", lambda: digits(adapted(), sgd(0.02, momentum=0.9), parameters=trainable))
-healthy("biases_only_cnn", lambda: images(only("bias", trained_images(cnn(3, 12))), adam(3e-3), parameters=trainable))
+healthy(
+    "biases_only_cnn",
+    lambda: images(only("bias", trained(cnn(3, 12), 80, inputs=IMAGES)), adam(3e-3), parameters=trainable),
+)
 healthy(
     "biases_only_momentum",
     lambda: digits(only("bias", trained(mlp(3, 64))), sgd(0.02, momentum=0.9), parameters=trainable),
@@ -470,23 +473,6 @@ def tokens(model: nn.Module, build: Build) -> Training:
     return Training(model=model, optimizer=build(model.parameters()), loss=loss)
 
 
-def trained_images(model: nn.Module) -> nn.Module:
-    training = images(model, adam(2e-3))
-    assert training.loss is not None
-    assert isinstance(training.optimizer, Adam)
-    for step in range(80):
-        training.optimizer.zero_grad()
-        training.loss(step).backward()
-        training.optimizer.step()
-    return model
-
-
-def itself_with(model: nn.Module, build: Build) -> Training:
-    training = itself(model)
-    training.optimizer = build(model.parameters())
-    return training
-
-
 def group_normed(depth: int) -> nn.Module:
     made: list[nn.Module] = [nn.Conv2d(1, 12, 3, padding=1)]
     for _ in range(depth):
@@ -503,13 +489,6 @@ def longer(build: Build) -> Training:
         return functional.mse_loss(model(inputs), targets)
 
     return Training(model=model, optimizer=build(model.parameters()), loss=loss)
-
-
-def tanh_first() -> nn.Module:
-    model = mlp(3, 64, nn.Tanh)
-    with torch.no_grad():
-        model[4].weight.mul_(3)
-    return model
 
 
 def grouped(build: Build, slow: float, fast: float) -> Training:
