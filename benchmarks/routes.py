@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 import gradwatch
+from gradwatch.measure import blocks
 from gradwatch.measure.plan import Backend, Meter, plan
 from gradwatch.table import ROW
 from gradwatch.transfer import Transfer
 
 ONE_READ = "one read"
 EVERY_STEP = "gradwatch, every step"
+NUMPY = "the same without Numba, every step"
 DETAIL = "gradwatch, detail step"
 WATCH = "gradwatch, all of it, mean of ten steps"
 FOREACH = "the same in pure torch, every step"
@@ -47,6 +50,8 @@ def routes(params: Sequence[nn.Parameter], model: nn.Module, log_dir: Path) -> d
         HISTOGRAMS: lambda: [histogram(param.grad) for param in params if param.grad is not None],
     }
     if on_cpu:
+        with mock.patch.object(blocks, "one_read", return_value=None):
+            chosen[NUMPY] = _measure(params, plan(params), detail=False)
         chosen[FOREACH] = _measure(params, plan(params, backend="foreach"), detail=False)
     return chosen
 

@@ -306,7 +306,7 @@ class Lane:
             pending.scalars["clipped_elsewhere"] = 1.0
         pending.scalars |= self.transforms.run(gradients)
         pending.scalars |= merged(pending.scalars, gradients)
-        if gradients.may_skip:
+        if gradients.skip is not None:
             pending.scalars["veto"] = gradients.skip.to(torch.float32)
         fused = bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
         pending.handover = finish(gradients, fused=fused, host=not isinstance(pending.table.values, Tensor))

@@ -36,7 +36,7 @@ class Transforms:
                     continue
                 factor = self._run_one(transform, part, gradients)
                 if isinstance(factor, Tensor) and factor.numel():
-                    factors[f"transform/{place}"] = factor.amin()
+                    factors[f"transform/{place}"] = factor.amin() if factor.dim() else factor
                 rearmed = getattr(transform, "rearmed", None)
                 if isinstance(rearmed, Tensor):
                     factors[f"rearmed/{place}"] = rearmed.to(torch.float64)
@@ -82,9 +82,9 @@ def gradients_of(
     grads = [cast("Tensor", params[row].grad) for row in rows]
     values = table.values
     if isinstance(values, np.ndarray):
-        chosen = values[:, rows]
-        norms = torch.from_numpy(chosen[ROW["norm"]])
-        nonfinite = torch.tensor(bool((chosen[ROW["nonfinite"]] > 0).any()))  # NaN, of a missing one, is not
+        norms = torch.from_numpy(values[ROW["norm"], rows])
+        counts = values[ROW["nonfinite"], rows]
+        nonfinite = torch.from_numpy(np.asarray((counts > 0).any()))  # NaN, of a missing one, is not
     else:
         index = torch.tensor(list(rows), device=values.device)
         norms = values[ROW["norm"]].index_select(0, index)
@@ -97,26 +97,25 @@ def gradients_of(
 def finish(gradients: Gradients, *, fused: bool, host: bool) -> Handover:
     """Apply what waits, or leave it to a fused optimizer's kernel; on the host nothing is done for a factor of one."""
     factor = gradients.only_factor
-    if host and factor is not None and bool(factor == 1):
+    if host and factor is not None and float(factor) == 1:
         gradients.forget()
         factor = None
     if not (fused and factor is not None):
         gradients.apply()
         factor = None
     if fused:
-        return Handover(factor=factor, veto=gradients.skip if gradients.may_skip else None)
-    skips = gradients.may_skip and (bool(gradients.skip) if host else read_flag(gradients.skip))
-    return Handover(skips=skips)
+        return Handover(factor=factor, veto=gradients.skip)
+    if gradients.skip is None:
+        return Handover()
+    return Handover(skips=bool(gradients.skip) if host else read_flag(gradients.skip))
 
 
 def merged(scalars: Mapping[str, Tensor | float], gradients: Gradients) -> dict[str, Tensor | float]:
     """Return the norm after all clipping, the user's and ours, and the smallest and largest factor of a tensor."""
     low, high = gradients.extremes()
-    return {
-        "clipped_norm": gradients.global_norm,
-        "clip_low": scalars.get("clip_low", 1.0) * low,
-        "clip_high": scalars.get("clip_high", 1.0) * high,
-    }
+    if "clip_low" in scalars:
+        low, high = low * scalars["clip_low"], high * scalars["clip_high"]
+    return {"clipped_norm": gradients.global_norm, "clip_low": low, "clip_high": high}
 
 
 def _state(transform: object) -> object:

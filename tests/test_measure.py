@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from unittest import mock
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from gradwatch.errors import ConfigurationError
 from gradwatch.measure import blocks
 from gradwatch.measure.blocks import BLOCK, PACK, SMALL
+from gradwatch.measure.one_read import CHUNK, one_read
 from gradwatch.measure.plan import SplitMeter, check, plan
 from gradwatch.measure.sample import GRID_ROWS, flat, is_dense, places
 from gradwatch.records import LOWEST_OCTAVE, GradientState
@@ -34,6 +37,7 @@ SHAPES = [
     (64, 3, 3, 3),
     (SMALL,),
     (SMALL + 1,),
+    (CHUNK + 1, 3),
     (BLOCK + 5,),
 ]
 MAGNITUDES = [1.0, 1e-3, 1e-25, 1e20, 3e-39, 0.0]
@@ -74,11 +78,12 @@ def gradients(draw):
     return grads
 
 
+@pytest.mark.parametrize("compiled", [one_read, lambda: None], ids=["numba", "numpy"])
 @pytest.mark.parametrize("few", [0, blocks.FEW], ids=["joined", "one_by_one"])
 @settings(max_examples=50, deadline=None)
 @given(grads=gradients())
-def test_the_cpu_backend_agrees_with_float64_on_the_finite_elements(few, grads):
-    with mock.patch.object(blocks, "FEW", few):
+def test_the_cpu_backend_agrees_with_float64_on_the_finite_elements(compiled, few, grads):
+    with mock.patch.object(blocks, "FEW", few), mock.patch.object(blocks, "one_read", compiled):
         seen = measured("cpu", [torch.ones_like(g) for g in grads], grads)
 
     for index, grad in enumerate(grads):
@@ -427,3 +432,63 @@ def test_density_is_told_from_the_strides(tensor, dense):
 def test_an_unknown_backend_is_refused():
     with pytest.raises(ConfigurationError, match="backend must be 'cpu', 'foreach' or None, got 'gpu'"):
         check([torch.ones(3)], "gpu")
+
+
+@pytest.fixture
+def afresh():
+    one_read.cache_clear()
+    yield
+    one_read.cache_clear()
+
+
+def test_numba_is_used_where_it_is_installed(afresh):
+    squares, peak, total, zeros = one_read()(block := np.array([3.0, 0.0, -4.0], np.float32), block.view(np.int32))
+
+    assert (squares, peak, total, zeros) == (25.0, 4.0, -1.0, 1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_the_largest_magnitude_shows_an_element_that_is_not_finite(bad):
+    block = np.array([1e30, bad, 2.0], np.float32)
+
+    assert not np.isfinite(one_read()(block, block.view(np.int32))[1])
+
+
+def test_numpy_measures_where_numba_is_missing(afresh, monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+
+    assert one_read() is None
+    assert measured("cpu", [torch.ones(BLOCK + 1)], [torch.ones(BLOCK + 1)])["max_abs"][0] == 1
+
+
+def test_numpy_measures_where_numba_may_not_compile(afresh, monkeypatch):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+
+    assert one_read() is None
+
+
+def test_numpy_measures_where_numba_fails_and_says_so_once(afresh, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise TypeError("no such option")
+
+    monkeypatch.setattr(numba, "njit", fail)
+
+    assert one_read() is None
+    assert one_read() is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "measuring by Numba instead of NumPy failed and is switched off; training goes on. TypeError: no such option"
+    ]
+
+
+def test_numba_compiles_anew_where_it_finds_no_room_for_its_cache(afresh, monkeypatch, caplog):
+    njit = numba.njit
+
+    def without_cache(*args, **options):
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function '_one_read': no locator available")
+        return njit(*args, **options)
+
+    monkeypatch.setattr(numba, "njit", without_cache)
+
+    assert one_read() is not None
+    assert not caplog.records

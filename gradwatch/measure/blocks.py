@@ -1,17 +1,18 @@
-"""NumPy on cache blocks: reduces many tensors on the CPU in one and a half reads, right over the whole float range."""
+"""Cache blocks: reduces many tensors on the CPU in one or two reads, right over the whole float range."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradwatch.measure.one_read import Numbers, one_read
 from gradwatch.measure.sample import flat, real
 from gradwatch.records import Floats
 
@@ -82,6 +83,7 @@ class Blocks:
         self._large = sorted(set(range(self._count)) - set(small))
         self._scratch = torch.empty(BLOCK, dtype=torch.float32)
         self._flags = np.empty(BLOCK, dtype=bool)
+        self._one_read = one_read()
 
     @np.errstate(all="ignore")
     def reduce(self, tensors: Sequence[Tensor | None], *, sums: bool) -> Reduced:
@@ -118,17 +120,14 @@ class Blocks:
         squares = peak = total = 0.0
         bad = zeros = 0
         for block in self._blocks(tensor):
-            square, high, low = dot(block, block), maximum(block), -minimum(block)
-            high = max(high, low)  # NaN is in both
+            block_squares, high, block_total, block_zeros = self._reduce_block(block, sums=sums)
             if FLOOR < high < CEILING:
-                squares += float(square)
-                total += float(add(block)) if sums else 0.0
+                squares, total = squares + block_squares, total + block_total
             elif high != 0:
                 careful = _carefully(block)
                 squares, bad, total = squares + careful.squares, bad + careful.nonfinite, total + careful.total
                 high = careful.peak
-            if sums:
-                zeros += int(np.count_nonzero(np.equal(block, 0, out=self._flags[: block.size])))
+            zeros += block_zeros
             if high > peak:
                 peak = float(high)
         found.norm[index], found.peak[index] = squares**0.5, peak
@@ -136,6 +135,16 @@ class Blocks:
             found.nonfinite[index] = bad
         if sums:
             found.total[index], found.zeros[index] = total, zeros
+
+    def _reduce_block(self, block: NDArray[np.float32 | np.float64], *, sums: bool) -> Numbers:
+        if self._one_read is not None and _is_float32(block):
+            return self._one_read(block, block.view(np.int32))
+        # NaN is in both, the largest and the smallest.
+        squares, high = dot(block, block), max(maximum(block), -minimum(block))
+        if not sums:
+            return float(squares), float(high), 0.0, 0
+        zeros = np.count_nonzero(np.equal(block, 0, out=self._flags[: block.size]))
+        return float(squares), float(high), float(add(block)), int(zeros)
 
     def _blocks(self, tensor: Tensor) -> Iterable[NDArray[np.float32 | np.float64]]:
         """Cut a tensor into blocks."""
@@ -157,6 +166,10 @@ def _array(tensor: Tensor) -> NDArray[np.float32 | np.float64] | None:
         return tensor.numpy().reshape(-1)  # the common case, half as dear as the general one
     elements = flat(real(tensor))
     return elements.numpy() if elements.dtype in (torch.float32, torch.float64) else None
+
+
+def _is_float32(block: NDArray[np.float32 | np.float64]) -> TypeGuard[NDArray[np.float32]]:
+    return block.dtype == np.float32
 
 
 @dataclass(frozen=True, slots=True)

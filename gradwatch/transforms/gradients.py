@@ -40,10 +40,8 @@ class Gradients:
         self.loss = loss
         self.nonfinite = nonfinite
         """True if any gradient holds a NaN or infinite element; shape []."""
-        self.skip = torch.zeros_like(nonfinite)
-        """True once a transform has vetoed the step; shape []."""
-        self.may_skip = False
-        """A transform that can veto was asked."""
+        self.skip: Tensor | None = None
+        """True once a transform has vetoed the step; shape []. None while none that can was asked."""
         self._norms = norms
         self._factor: Tensor | None = None
         self._factors: Tensor | None = None
@@ -122,7 +120,7 @@ class Gradients:
     def veto(self, flag: Tensor) -> None:
         """Skip this step if `flag` is true; shape []."""
         if not self.dry:
-            self.skip, self.may_skip = self.skip | flag, True
+            self.skip = flag if self.skip is None else self.skip | flag
 
     # -- for the lane --------------------------------------------------------------------------------------------------
 
@@ -138,8 +136,7 @@ class Gradients:
 
     def extremes(self) -> tuple[Tensor, Tensor]:
         """Return the smallest and the largest factor that waits."""
-        one = torch.ones_like(self._norms[:1]).sum() if len(self._norms) else torch.ones((), dtype=torch.float64)
-        factor = one if self._factor is None else self._factor
+        factor = self._norms.new_ones(()) if self._factor is None else self._factor
         if self._factors is None or not len(self._factors):
             return factor, factor
         return factor * self._factors.amin(), factor * self._factors.amax()
@@ -193,7 +190,7 @@ def _rows_on(names: tuple[str, ...], globs: tuple[str, ...], device: torch.devic
 
 def _finite(factor: Tensor) -> Tensor:
     """Leave gradients alone where a factor is not a number: zero times infinity is NaN."""
-    return torch.where(torch.isfinite(factor), factor, 1.0)
+    return factor.nan_to_num(nan=1.0, posinf=1.0, neginf=1.0)
 
 
 def _dense(grads: Sequence[Tensor]) -> list[Tensor]:
