@@ -85,18 +85,18 @@ class Recurrent(nn.Module):
 
 
 def adding(size: int, length: int) -> tuple[Tensor, Tensor]:
-    """Two numbers of each sequence are marked; their sum is wanted."""
+    """Two numbers of each sequence are marked; their sum less its mean is wanted."""
     values, marks = torch.rand(size, length), torch.zeros(size, length)
     rows = torch.arange(size)
     marks[rows, torch.randint(0, length // 2, (size,))] = 1
     marks[rows, torch.randint(length // 2, length, (size,))] = 1
-    return torch.stack([values, marks], -1), (values * marks).sum(1, keepdim=True)
+    return torch.stack([values, marks], -1), (values * marks).sum(1, keepdim=True) - 1
 
 
 def recurrent(sick: bool, mitigation: dict[str, list[Any]], steps: int = 2500) -> tuple[list[float], int]:  # noqa: FBT001
     """Plain SGD; sick at a rate at which the gradient explodes now and then."""
     model = Recurrent()
-    optimizer = SGD(model.parameters(), lr=0.1 if sick else 0.01)
+    optimizer = SGD(model.parameters(), lr=0.05 if sick else 0.005)
 
     def losses() -> Iterator[Tensor]:
         for _ in range(steps):
@@ -197,12 +197,11 @@ def deep(sick: bool, mitigation: dict[str, list[Any]], steps: int = 500) -> tupl
 
 CASES = (
     Case(
-        "Recurrent network, adding problem of 10 steps, SGD 0.1 (healthy: 0.01)",
+        "Recurrent network, adding problem of 10 steps, SGD 0.05 (healthy: 0.005)",
         recurrent,
         {
-            "ClipByGlobalNorm(1.0)": lambda: {"transforms": [gradwatch.ClipByGlobalNorm(1.0)]},
-            "ZClip(max_norm=1.0)": lambda: {"transforms": [gradwatch.ZClip(max_norm=1.0)]},
-            "AutoClip(max_norm=1.0)": lambda: {"transforms": [gradwatch.AutoClip(max_norm=1.0)]},
+            "ClipByGlobalNorm(10.0)": lambda: {"transforms": [gradwatch.ClipByGlobalNorm(10.0)]},
+            "ZClip(z=25)": lambda: {"transforms": [gradwatch.ZClip(z=25)]},
         },
     ),
     Case(
@@ -210,7 +209,7 @@ CASES = (
         transformer,
         {
             "ClipByGlobalNorm(10.0)": lambda: {"transforms": [gradwatch.ClipByGlobalNorm(10.0)]},
-            "ZClip()": lambda: {"transforms": [gradwatch.ZClip()]},
+            "ZClip(z=10)": lambda: {"transforms": [gradwatch.ZClip(z=10)]},
             "SkipSpike()": lambda: {"transforms": [gradwatch.SkipSpike()]},
         },
     ),
@@ -223,7 +222,6 @@ CASES = (
                 "reactions": [gradwatch.BackOffLR(), gradwatch.Rollback(every=20)],
                 "transforms": [gradwatch.SkipNonfinite()],
             },
-            "ClipByGlobalNorm(0.1)": lambda: {"transforms": [gradwatch.ClipByGlobalNorm(0.1)]},
         },
     ),
     Case(

@@ -176,6 +176,13 @@ def test_losses_of_zero_are_no_scale_for_the_first_reward():
     assert [alert for index, loss in enumerate(rewards) for alert in judge.judge(snapshot(index, loss=loss))] == []
 
 
+def test_a_loss_that_begins_at_zero_and_mostly_stays_there_is_measured_by_the_largest_it_had():
+    rewards = [0.0] * 10 + [0.1, 0.0, 0.2, 0.1, 0.3, 0.2] + [0.0, 1e-7, 0.0] * 60 + [2e-6] * 12
+    judge = Judge(name="", detectors=build((exploding,)), episodes=Episodes())
+
+    assert [alert for index, loss in enumerate(rewards) for alert in judge.judge(snapshot(index, loss=loss))] == []
+
+
 def values_of(symptom, detector, steps):
     """Judge the steps one after the other; return what the detector said of a symptom."""
     history, found = History(), []

@@ -256,6 +256,15 @@ def test_the_history_of_autoclip_is_bounded():
     assert len(clipper.state()["values"]) == 50
 
 
+@pytest.mark.parametrize("kind", [AutoClip, ZClip, AdaGC])
+@given(seed=seeds)
+@settings(deadline=None, max_examples=10)
+def test_a_norm_within_the_limit_is_left_alone_to_the_last_bit(kind, seed):
+    series = np.sort(np.random.default_rng(seed).uniform(1.0, 5.0, 60))[::-1].tolist()
+
+    assert norms_after(kind(max_norm=10.0), series) == np.float32(series).tolist()
+
+
 # -- what is not finite --------------------------------------------------------------------------------------------
 
 EVERY = [
@@ -335,7 +344,7 @@ def test_a_spike_is_six_deviations_of_what_was_accepted(seed):
     accepted, expected = [], []
     for norm in series:
         window = accepted[-128:]
-        spike = len(accepted) >= 64 and norm > np.mean(window) + max(6 * np.std(window, ddof=1), np.mean(window))
+        spike = len(accepted) >= 64 and norm > np.mean(window) + max(6 * np.std(window, ddof=1), 2 * np.mean(window))
         expected.append(bool(spike))
         if not spike:
             accepted.append(norm)
@@ -343,6 +352,12 @@ def test_a_spike_is_six_deviations_of_what_was_accepted(seed):
     found = [vetoed for _, vetoed in vetoes_and_norms(SkipSpike(), series.tolist())]
 
     assert found == expected
+
+
+def test_a_norm_of_less_than_three_means_is_no_spike_however_calm_the_window_is():
+    series = [1.0 + 0.01 * (i % 2) for i in range(100)] + [2.8, 3.2]
+
+    assert [vetoed for _, vetoed in vetoes_and_norms(SkipSpike(), series)][-2:] == [False, True]
 
 
 def test_a_spike_of_the_loss_alone_is_skipped_too():

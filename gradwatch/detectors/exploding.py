@@ -147,7 +147,8 @@ def _loss(snapshot: Snapshot, history: History) -> Iterator[Evidence]:
     if snapshot.loss is None or len(history.losses) < 6:
         return
     first = abs(median(history.first_losses[:5]))
-    earlier = float(np.quantile(history.all_losses.values[:-3] or [first], 0.9))
+    # Where the loss begins at zero, and mostly stays there, its quantiles are no scale; what it has reached is.
+    earlier = float(np.quantile(history.all_losses.values[:-3] or [first], 0.9 if first else 1.0))
     if not first and not earlier:  # a reward that is still to come: zero is no scale
         return
     recent = np.array(history.losses[-20:])

@@ -59,7 +59,7 @@ class AutoClip:
         if self.percentile > 50:
             over = (norm > limit) & (self._history.count > self.warmup)
             self._history.clear(where=self._streak.count(clipped=over, finite=finite))
-        return gradients.scale_((limit / (norm + EPS)).clamp(max=1.0), rows)
+        return gradients.scale_(torch.where(limit < norm, limit / (norm + EPS), 1.0), rows)
 
     def state(self) -> Mapping[str, Tensor]:
         """Return what `restore` takes."""

@@ -40,7 +40,8 @@ class SkipSpike:
 
     The rule of OLMo's skip-step optimizer (Groeneveld et al., 2024: six deviations of the last 128), with three
     differences: what was rejected does not enter the window, or the second spike passes; neither does what is not
-    finite, or one NaN skips the next 128 steps; and a spike is at least twice the mean, however calm the window was.
+    finite, or one NaN skips the next 128 steps; and however calm the window was, a spike is a norm of at least three
+    times its mean or a loss of at least twice its mean.
     """
 
     sigma: float = 6.0
@@ -63,22 +64,23 @@ class SkipSpike:
         """Veto the step if it is a spike."""
         norm = gradients.global_norm
         finite = torch.isfinite(norm) & ~gradients.nonfinite
-        spike = self._is_spike(self._norms, norm)
+        spike = self._is_spike(self._norms, norm, least=3.0)
         loss = gradients.loss
         if loss is not None:
             value = torch.as_tensor(loss).detach().to(norm.device, norm.dtype, non_blocking=True).reshape(())
-            spike = spike | self._is_spike(self._losses, value)
+            spike = spike | self._is_spike(self._losses, value, least=2.0)
             self._losses.add(value, where=finite & ~spike & torch.isfinite(value))
         self._norms.add(norm, where=finite & ~spike)
         gradients.veto(spike & finite)
 
-    def _is_spike(self, window: Window, value: Tensor) -> Tensor:
+    def _is_spike(self, window: Window, value: Tensor, *, least: float) -> Tensor:
         window.on(value)
         known = torch.isfinite(window.values)
         count = known.sum().clamp(min=2)
         mean = torch.nansum(window.values) / count
         spread = torch.where(known, (window.values - mean) ** 2, 0.0).sum() / (count - 1)
-        return (window.count >= self.warmup) & (value > mean + torch.maximum(self.sigma * spread.sqrt(), mean.abs()))
+        above = torch.maximum(self.sigma * spread.sqrt(), (least - 1) * mean.abs())
+        return (window.count >= self.warmup) & (value > mean + above)
 
     def state(self) -> Mapping[str, Tensor]:
         """Return what `restore` takes."""

@@ -64,7 +64,7 @@ class ZClip:
         self._sums = torch.where(finite, self._after(taken, warm), self._sums)
         anew = self._streak.count(clipped=outlier, finite=finite)
         self._sums = torch.where(anew, 0.0, self._sums)
-        return gradients.scale_((target / (norm + EPS)).clamp(max=1.0), rows)
+        return gradients.scale_(torch.where(target < norm, target / (norm + EPS), 1.0), rows)
 
     def _after(self, norm: Tensor, warm: Tensor) -> Tensor:
         """Statistics with one more norm: plain ones in the warm-up, running ones later."""

@@ -494,16 +494,16 @@ def growing() -> Training:
 # -- other ways to learn ---------------------------------------------------------------------------------------------
 
 
-def sparse_reward() -> Training:
+def sparse_reward(build: Build = adam(1e-2), width: int = 32, chance: float = 0.4) -> Training:  # noqa: B008 - a factory
     """REINFORCE with a reward that most batches do not have."""
-    model = mlp(1, 32, inputs=4, outputs=3)
-    optimizer = Adam(model.parameters(), lr=1e-2)
+    model = mlp(1, width, inputs=4, outputs=3)
+    optimizer = build(model.parameters())
 
     def loss(_step: int) -> Tensor:
         states = torch.randn(16, 4)
         policy = torch.distributions.Categorical(logits=model(states))
         actions = policy.sample()
-        reward = ((states[:, 0] > 1.2) & (actions == 0)).float() * (torch.rand(()) < 0.4)
+        reward = ((states[:, 0] > 1.2) & (actions == 0)).float() * (torch.rand(()) < chance)
         return -(policy.log_prob(actions) * reward).mean()
 
     return Training(model=model, optimizer=optimizer, loss=loss)

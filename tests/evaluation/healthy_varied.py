@@ -151,10 +151,10 @@ healthy(
         spoil=lambda t, x, y: (x, torch.where(torch.rand(len(y)) < 0.7, torch.randint(0, 10, y.shape), y)),
     ),
 )
-healthy("sparse_reward_again", sparse_reward, steps=250)
+healthy("sparse_reward_momentum", lambda: sparse_reward(sgd(0.1, momentum=0.9)), steps=250)
 healthy("triplet_margin_longer", triplet, steps=300)
 healthy("variational_autoencoder_weak", lambda: variational(0.001))
-healthy("imbalanced_longer", imbalanced, steps=250)
+healthy("imbalanced_rmsprop", lambda: imbalanced(partial(RMSprop, lr=1e-3)), steps=250)
 healthy("quantised_code_sgd", lambda: itself(Quantised(), sgd(0.1)))
 healthy(
     "tiny_targets_sgd",
@@ -319,8 +319,8 @@ healthy(
     "noise_regression_sgd",
     lambda: table(mlp(2, 48, inputs=10, outputs=1), sgd(0.02), DIABETES, torch.randn(442, 1), loss=functional.mse_loss),
 )
-healthy("sparse_reward_wide", sparse_reward, steps=200)
-healthy("rewards_are_rare", sparse_reward, steps=300)
+healthy("sparse_reward_wide", lambda: sparse_reward(width=128), steps=200)
+healthy("rewards_are_rare", lambda: sparse_reward(chance=0.15), steps=300)
 healthy("imbalanced_momentum", lambda: imbalanced(sgd(0.05, momentum=0.9)), steps=250)
 healthy("imbalanced_adamw_hot", lambda: imbalanced(adamw(5e-3)), steps=250)
 healthy("quantised_code_momentum", lambda: itself(Quantised(), sgd(0.05, momentum=0.9)))
@@ -411,7 +411,7 @@ healthy("zero_gamma_adam", lambda: digits(zero_gamma(), adam()))
 healthy("gates_open_sgd", lambda: digits(GatedBranch(4.0), sgd(0.1)))
 healthy("gates_open_wide_adamw", lambda: digits(GatedBranch(6.0), adamw(3e-3)))
 healthy("first_layer_x5_sgd", lambda: digits(scaled_layer(0, 5.0), sgd(0.02)))
-healthy("first_layer_x10_tanh", lambda: digits(scaled_layer(4, 3.0, nn.Tanh), adam()))
+healthy("third_layer_x3_tanh", lambda: digits(scaled_layer(4, 3.0, nn.Tanh), adam()))
 healthy("pretrained_new_head_sgd", lambda: digits(new_head(), sgd(0.01, momentum=0.9)))
 healthy("momentum_encoder_sgd", lambda: momentum_encoder(sgd(0.05, momentum=0.9)))
 healthy("momentum_encoder_adamw", lambda: momentum_encoder(adamw(3e-3)))
@@ -502,7 +502,7 @@ def grouped(build: Build, slow: float, fast: float) -> Training:
 if find_spec("transformers") is not None:
     healthy("gpt2_momentum", lambda: text(gpt2(), sgd(0.05, momentum=0.9)), steps=50)
     healthy("gpt2_rmsprop", lambda: text(gpt2(), partial(RMSprop, lr=3e-4)), steps=50)
-    healthy("small_llama_momentum", lambda: text(llama(), sgd(0.1, momentum=0.9)), steps=50)
+    healthy("small_llama_nesterov", lambda: text(llama(), sgd(0.05, momentum=0.9, nesterov=True)), steps=50)
     healthy("small_llama_slow", lambda: text(llama(), adamw(1e-4)), steps=50)
     healthy("convnext_rmsprop", lambda: pictures(convnext(), partial(RMSprop, lr=1e-3)), steps=60)
     healthy("small_convnext_plain_sgd", lambda: pictures(convnext(), sgd(0.02)), steps=60)
