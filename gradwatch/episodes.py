@@ -34,6 +34,7 @@ REMEMBERED = 8
 ORDER: tuple[str, ...] = (
     "nonfinite",
     "accumulation",
+    "cleared_early",
     "nothing_arrives",
     "unoptimized",
     "detached",

@@ -88,3 +88,17 @@ def test_a_generators_backward_through_the_discriminator_is_no_uncleared_gradien
     watch.close()
 
     assert not any(snapshot.cleared is False for snapshot in memory.snapshots)
+
+
+def test_gradients_that_are_cleared_between_backward_and_step_are_not_taken_for_kept_ones():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch, _ = watched(model, optimizer)
+    for step in range(12):
+        backward(model, step)
+        optimizer.zero_grad(set_to_none=False)
+        optimizer.step()
+    watch.close()
+
+    assert [(found.kind, found.symptom) for found in watch.alerts] == [("dead", "cleared_early")]
+    assert watch.alerts[0].causes[0].name == "accumulation"

@@ -209,3 +209,45 @@ def test_a_failing_diagnosis_costs_the_cause_and_not_the_alert(monkeypatch, capl
     assert [a.kind for a in watch.alerts] == ["stalled"]
     assert watch.alerts[0].cause == "unknown"
     assert caplog.text.count("naming causes failed") == 1
+
+
+def first_alert(*, factor=1.0, limit=None, inputs=None):
+    """Train a small classifier by SGD; return what is found first."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    watch = gradwatch.watch(model, optimizer, sinks=[])
+    for _ in range(40):
+        optimizer.zero_grad()
+        batch = torch.randn(32, 16) if inputs is None else inputs
+        loss = factor * nn.functional.cross_entropy(model(batch), torch.randint(0, 4, (32,)))
+        watch.log_loss(loss)
+        loss.backward()
+        if limit is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), limit)
+        optimizer.step()
+    watch.close()
+    return watch.alerts[0]
+
+
+def test_inputs_of_zero_are_the_datas_fault():
+    found = first_alert(inputs=torch.zeros(32, 16))
+
+    assert (found.kind, found.causes[0].name) == ("dead", "data")
+    assert "zero" in found.causes[0].evidence
+    assert "inputs.abs().max() > 0" in found.causes[0].remedy
+
+
+def test_a_clipping_limit_far_below_the_norm_is_named():
+    found = first_alert(limit=1e-8)
+
+    assert (found.symptom, found.causes[0].name) == ("update_small", "learning_rate")
+    assert "Clipping leaves" in found.causes[0].evidence
+    assert "Raise the clipping limit" in found.causes[0].remedy
+
+
+def test_a_loss_that_is_scaled_down_is_not_the_initialisations_fault():
+    found = first_alert(factor=1e-7)
+
+    assert (found.symptom, found.causes[0].name) == ("update_small", "learning_rate")
+    assert "small from the loss on" in found.causes[0].evidence

@@ -151,6 +151,17 @@ class Case:
         return probe.modules[first], float(before.max())
 
     @property
+    def input_is_zero(self) -> bool:
+        """All that the first operation was given is zero."""
+        return self.probe is not None and bool(self.probe.input_rms.size) and self.probe.input_rms[0] == 0
+
+    @property
+    def left_by_clipping(self) -> float:
+        """Share of the gradient that clipping leaves."""
+        coefficient = self.snapshot.clip_coefficient
+        return 1.0 if coefficient is None else coefficient
+
+    @property
     def inactive(self) -> str | None:
         """Module whose ReLU lets almost nothing through; None if there is none."""
         if self.probe is None or not np.isfinite(self.probe.inactive).any():

@@ -38,6 +38,11 @@ class Decomposition:
     """Activations that were passed."""
 
     @property
+    def lost(self) -> float:
+        """Decades that activations and weights take together."""
+        return -(self.activations + self.weights)
+
+    @property
     def activations_dominate(self) -> bool:
         """Whether the activations take more than the weights."""
         return self.activations < self.weights and self.activations < -0.5

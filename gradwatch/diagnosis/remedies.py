@@ -55,6 +55,8 @@ def _learning_rate(case: Case) -> str:  # noqa: PLR0911 - one sentence a case
         if case.is_adaptive and case.gradient_rms < 10 * eps:
             smaller = min(1e-8, case.gradient_rms / 100)
             return f"Lower eps: torch.optim.{name}(..., eps={smaller:.0e}); or scale the loss up."
+        if case.left_by_clipping < 1e-3:
+            return f"Raise the clipping limit (now {case.snapshot.clipped_norm:.1e}) to the usual norm."
         return f"Raise the learning rate (now {case.rate:.3g}): an update of about 1e-3 of the weights is usual."
     if case.alert.kind == "vanishing" and case.has_norm_layers:
         return (
@@ -88,6 +90,8 @@ def _data(case: Case) -> str:
             if case.is_adaptive
             else look
         )
+    if case.alert.kind == "dead":
+        return "Look at one batch before training: assert inputs.abs().max() > 0."
     if case.alert.kind == "nonfinite":
         return "Check inputs and targets with torch.isfinite(batch).all() before the forward pass."
     if case.opening.input_rms > 5:

@@ -27,6 +27,8 @@ LARGE_GROWTH = 100.0
 LARGE_UPDATE = 0.3
 LARGE_VALUES = 1e4
 """Root mean square of activations up to which no operation of a healthy network overflows."""
+HARD_CLIPPING = 1e-3
+"""What a clipping limit leaves of the gradient when it is the limit that makes updates small."""
 LARGE_LOGITS = 6.0
 """Root mean square of attention logits beyond which a softmax is nearly one-hot; about 1 in health."""
 UNSCALED_TARGETS = 10.0
@@ -129,6 +131,8 @@ def _zero(case: Case) -> Iterator[Finding]:
     everything = not case.snapshot.global_norm
     if case.is_float16:
         yield "precision", LIKELY, "In float16 every gradient below 6e-8 is zero."
+    if case.input_is_zero:
+        yield "data", SURE, "Everything that the first layer is given is zero."
     if case.opening.zero_weights:
         yield "initialization", SURE, f"{case.opening.zero_weights[0]} was initialised to zero."
     if everything and operation in ("softmax", "relu", "sigmoid", "tanh") and case.inactive in (None, module):
@@ -160,6 +164,11 @@ def _update_small(case: Case) -> Iterator[Finding]:
     if case.is_adaptive and case.gradient_rms < 10 * eps:
         added = f"the {eps:g} that {facts.name} adds as eps decides the step"
         yield "learning_rate", SURE, f"The gradient has {case.gradient_rms:.1e} per element: {added}."
+    if case.left_by_clipping < HARD_CLIPPING:
+        yield "learning_rate", SURE, f"Clipping leaves {case.left_by_clipping:.1e} of the gradient."
+    if faint and case.decomposition is not None and case.decomposition.lost < 2 and not case.is_float16:
+        small = f"The gradient is small from the loss on ({case.opening.output_gradient:.1e} at each output)"
+        yield "learning_rate", LIKELY, f"{small}, and a rate of {case.rate:.3g} does not make up for it."
     if faint and case.saturated_share > 0.5:
         yield "activation", LIKELY, f"{100 * case.saturated_share:.0f} % of the activations are saturated."
     if faint and case.decomposition is not None:
@@ -293,12 +302,11 @@ def _decomposed(case: Case) -> Iterator[Finding]:
     parts = case.decomposition
     if parts is None:
         return
-    lost = parts.activations + parts.weights
     if parts.activations_dominate:
         if case.saturated_share > 0.5:
             name = "data" if case.opening.input_rms > UNSCALED_INPUT else "initialization"
             yield name, LIKELY, f"{100 * case.saturated_share:.0f} % of the outputs of the activations are saturated."
-        yield "activation", SURE, f"The activations take {-parts.activations:.1f} of {-lost:.1f} decades."
+        yield "activation", SURE, f"The activations take {-parts.activations:.1f} of {parts.lost:.1f} decades."
         if parts.weights < -1:
             yield "initialization", POSSIBLE, f"The weights take {-parts.weights:.1f} decades."
     elif parts.weights < -0.05 * max(parts.layers, 1):
@@ -329,6 +337,7 @@ def _before_activation(case: Case) -> float:
 RULES: dict[str, Callable[[Case], Iterator[Finding]]] = {
     "nonfinite": _nonfinite,
     "accumulation": _accumulation,
+    "cleared_early": _accumulation,
     "nothing_arrives": _nothing_arrives,
     "unoptimized": _unoptimized,
     "detached": _detached,
