@@ -131,10 +131,10 @@ def _zero(case: Case) -> Iterator[Finding]:
     everything = not case.snapshot.global_norm
     if case.is_float16:
         yield "precision", LIKELY, "In float16 every gradient below 6e-8 is zero."
-    if case.input_is_zero:
-        yield "data", SURE, "Everything that the first layer is given is zero."
     if case.opening.zero_weights:
         yield "initialization", SURE, f"{case.opening.zero_weights[0]} was initialised to zero."
+    elif case.input_is_zero:
+        yield "data", SURE, "Everything that the first layer is given is zero."
     if everything and operation in ("softmax", "relu", "sigmoid", "tanh") and case.inactive in (None, module):
         yield "activation", LIKELY, f"The {operation} that ends the model has no slope at these values."
     if case.largest_update > LARGE_UPDATE:
