@@ -13,6 +13,9 @@ from gradwatch.records import Floats, GradientState, Snapshot, Tensors
 WEIGHT_FLOOR = 0.005
 """Root mean square below which a weight's size says nothing: zero-initialised tensors are compared with this."""
 
+A_STEP = 1.2
+"""Evidence of one step that leaves no doubt, such as an exact zero: five of them make an alert."""
+
 SHORT = 100
 """Numbers that Python sorts faster than NumPy is called."""
 

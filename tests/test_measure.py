@@ -44,6 +44,12 @@ MAGNITUDES = [1.0, 1e-3, 1e-25, 1e20, 3e-39, 0.0]
 SPECIAL = [float("nan"), float("inf"), -float("inf"), 0.0, 1e-25, 1e20]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_tensors_are_read_by_numba_too():
+    with mock.patch.object(blocks, "COMPILED", 0):
+        yield
+
+
 def wide(tensor: Tensor) -> np.ndarray:
     tensor = tensor.detach()
     return (tensor.to(torch.complex128) if tensor.is_complex() else tensor.double()).resolve_conj().numpy()
@@ -452,6 +458,14 @@ def test_the_largest_magnitude_shows_an_element_that_is_not_finite(bad):
     block = np.array([1e30, bad, 2.0], np.float32)
 
     assert not np.isfinite(one_read()(block, block.view(np.int32))[1])
+
+
+@pytest.mark.parametrize(("elements", "loads"), [(999_999, 0), (1_000_000, 1)])
+def test_a_small_model_does_not_load_numba(elements, loads):
+    with mock.patch.object(blocks, "COMPILED", 1_000_000), mock.patch.object(blocks, "one_read") as one_read:
+        blocks.Blocks([torch.ones(elements)])
+
+    assert one_read.call_count == loads
 
 
 def test_numpy_measures_where_numba_is_missing(afresh, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradwatch.history import History
+from gradwatch.readings import A_STEP
 from gradwatch.records import Evidence, Snapshot
 
 
@@ -17,7 +18,7 @@ def accumulation(snapshot: Snapshot, history: History, /) -> Iterator[Evidence]:
     yield Evidence(
         "cleared_early",
         kind="dead",
-        value=1.2 if emptied else -1.2,
+        value=A_STEP if emptied else -A_STEP,
         reading=applied,
         threshold=0.0,
         message=(

@@ -7,11 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradwatch.history import History
-from gradwatch.readings import median
+from gradwatch.readings import A_STEP, median
 from gradwatch.records import Evidence, Floats, GradientState, ModuleReadings, Snapshot
 
-A_STEP = 1.2
-"""Evidence of one step: five of them make an alert."""
 BEFORE = 0.9
 """Share of the weights before a zero one that must be zero too; otherwise it is a branch at rest."""
 SAME_ROWS = 1e-3

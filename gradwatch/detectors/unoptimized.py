@@ -7,10 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradwatch.history import History
+from gradwatch.readings import A_STEP
 from gradwatch.records import Evidence, Floats, GradientState, Snapshot
-
-A_STEP = 1.2
-"""Evidence of one step: weights that are equal to the last bit over five steps make an alert."""
 
 
 def unoptimized(snapshot: Snapshot, _history: History, /) -> Iterator[Evidence]:

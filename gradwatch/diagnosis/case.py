@@ -18,6 +18,8 @@ BATCH_MEMORY = 10
 """Steps that a bad batch is kept in mind before the symptom begins: under plain SGD the loss shows it later."""
 JUMP_MEMORY = 12
 """The same for a jump of the learning rate."""
+HARD_CLIPPING = 1e-3
+"""Share of the gradient below which a clipping limit lies far under the usual norm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,10 +158,20 @@ class Case:
         return self.probe is not None and bool(self.probe.input_rms.size) and self.probe.input_rms[0] == 0
 
     @property
-    def left_by_clipping(self) -> float:
-        """Share of the gradient that clipping leaves."""
+    def clipped_away(self) -> float | None:
+        """Share of the gradient that clipping leaves, where the limit makes updates small; None elsewhere."""
         coefficient = self.snapshot.clip_coefficient
-        return 1.0 if coefficient is None else coefficient
+        return coefficient if coefficient is not None and coefficient < HARD_CLIPPING else None
+
+    @property
+    def eps(self) -> float:
+        """What the optimizer adds to its divisor."""
+        return max(self.snapshot.optimizer_facts.eps, default=0.0)
+
+    @property
+    def eps_decides(self) -> bool:
+        """Beside what the optimizer adds to its divisor the gradient hardly counts."""
+        return self.is_adaptive and self.gradient_rms < 10 * self.eps
 
     @property
     def inactive(self) -> str | None:

@@ -51,11 +51,10 @@ def _learning_rate(case: Case) -> str:  # noqa: PLR0911 - one sentence a case
     if symptom == "rate_gone":
         return "End the run here, or give the scheduler more steps (T_max, total_steps) or a floor (eta_min)."
     if case.alert.kind == "stalled" or symptom == "update_small":
-        eps = max(case.snapshot.optimizer_facts.eps, default=0.0)
-        if case.is_adaptive and case.gradient_rms < 10 * eps:
+        if case.eps_decides:
             smaller = min(1e-8, case.gradient_rms / 100)
             return f"Lower eps: torch.optim.{name}(..., eps={smaller:.0e}); or scale the loss up."
-        if case.left_by_clipping < 1e-3:
+        if case.clipped_away is not None:
             return f"Raise the clipping limit (now {case.snapshot.clipped_norm:.1e}) to the usual norm."
         return f"Raise the learning rate (now {case.rate:.3g}): an update of about 1e-3 of the weights is usual."
     if case.alert.kind == "vanishing" and case.has_norm_layers:

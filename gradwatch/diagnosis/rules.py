@@ -27,8 +27,6 @@ LARGE_GROWTH = 100.0
 LARGE_UPDATE = 0.3
 LARGE_VALUES = 1e4
 """Root mean square of activations up to which no operation of a healthy network overflows."""
-HARD_CLIPPING = 1e-3
-"""What a clipping limit leaves of the gradient when it is the limit that makes updates small."""
 LARGE_LOGITS = 6.0
 """Root mean square of attention logits beyond which a softmax is nearly one-hot; about 1 in health."""
 UNSCALED_TARGETS = 10.0
@@ -158,14 +156,12 @@ def _rate_gone(case: Case) -> Iterator[Finding]:
 
 
 def _update_small(case: Case) -> Iterator[Finding]:
-    facts = case.snapshot.optimizer_facts
-    eps = max(facts.eps, default=0.0)
     faint = case.alert.kind == "vanishing"
-    if case.is_adaptive and case.gradient_rms < 10 * eps:
-        added = f"the {eps:g} that {facts.name} adds as eps decides the step"
+    if case.eps_decides:
+        added = f"the {case.eps:g} that {case.snapshot.optimizer_facts.name} adds as eps decides the step"
         yield "learning_rate", SURE, f"The gradient has {case.gradient_rms:.1e} per element: {added}."
-    if case.left_by_clipping < HARD_CLIPPING:
-        yield "learning_rate", SURE, f"Clipping leaves {case.left_by_clipping:.1e} of the gradient."
+    if case.clipped_away is not None:
+        yield "learning_rate", SURE, f"Clipping leaves {case.clipped_away:.1e} of the gradient."
     if faint and case.decomposition is not None and case.decomposition.lost < 2 and not case.is_float16:
         small = f"The gradient is small from the loss on ({case.opening.output_gradient:.1e} at each output)"
         yield "learning_rate", LIKELY, f"{small}, and a rate of {case.rate:.3g} does not make up for it."

@@ -25,6 +25,9 @@ FEW = 64
 BLOCK = 131_072
 """Larger ones are read in blocks of so many elements, which stay in the second-level cache for all reductions."""
 
+COMPILED = 1_000_000
+"""Elements to read in blocks from which a compiled pass is worth the second and the memory that loading Numba takes."""
+
 # Between these the squares of a block neither underflow nor, added up, overflow in float32. NaN fails the test too.
 FLOOR, CEILING = 1e-12, 1e15
 
@@ -83,7 +86,8 @@ class Blocks:
         self._large = sorted(set(range(self._count)) - set(small))
         self._scratch = torch.empty(BLOCK, dtype=torch.float32)
         self._flags = np.empty(BLOCK, dtype=bool)
-        self._one_read = one_read()
+        in_blocks = sum(tensors[index].numel() for index in self._large)
+        self._one_read = one_read() if in_blocks >= COMPILED else None
 
     @np.errstate(all="ignore")
     def reduce(self, tensors: Sequence[Tensor | None], *, sums: bool) -> Reduced:

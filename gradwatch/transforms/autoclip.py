@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gradwatch.transforms.clipping import EPS
+from gradwatch.transforms.clipping import down_to
 from gradwatch.transforms.gradients import Gradients, Include
 from gradwatch.transforms.memory import Streak, Window
 from gradwatch.transforms.options import OnFailure, check_on_failure, check_positive
@@ -59,7 +59,7 @@ class AutoClip:
         if self.percentile > 50:
             over = (norm > limit) & (self._history.count > self.warmup)
             self._history.clear(where=self._streak.count(clipped=over, finite=finite))
-        return gradients.scale_(torch.where(limit < norm, limit / (norm + EPS), 1.0), rows)
+        return gradients.scale_(down_to(limit, norm), rows)
 
     def state(self) -> Mapping[str, Tensor]:
         """Return what `restore` takes."""

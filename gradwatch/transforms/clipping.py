@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from gradwatch.transforms.gradients import Gradients, Include
@@ -11,6 +12,11 @@ from gradwatch.transforms.options import OnFailure, check_on_failure, check_posi
 
 EPS = 1e-6
 """Added to the norm, as `torch.nn.utils.clip_grad_norm_` does."""
+
+
+def down_to(limit: Tensor, norm: Tensor) -> Tensor:
+    """Return the factor that brings a norm down to a limit: exactly 1 where it lies within; shape of `norm`."""
+    return torch.where(limit < norm, limit / (norm + EPS), 1.0)
 
 
 @dataclass(slots=True)

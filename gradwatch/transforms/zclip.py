@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gradwatch.transforms.clipping import EPS
+from gradwatch.transforms.clipping import down_to
 from gradwatch.transforms.gradients import Gradients, Include
 from gradwatch.transforms.memory import Streak
 from gradwatch.transforms.options import OnFailure, check_on_failure, check_positive, check_share
@@ -64,7 +64,7 @@ class ZClip:
         self._sums = torch.where(finite, self._after(taken, warm), self._sums)
         anew = self._streak.count(clipped=outlier, finite=finite)
         self._sums = torch.where(anew, 0.0, self._sums)
-        return gradients.scale_(torch.where(target < norm, target / (norm + EPS), 1.0), rows)
+        return gradients.scale_(down_to(target, norm), rows)
 
     def _after(self, norm: Tensor, warm: Tensor) -> Tensor:
         """Statistics with one more norm: plain ones in the warm-up, running ones later."""

@@ -21,7 +21,6 @@ from evaluation.parts import (
     Characters,
     Gated,
     Mixer,
-    Recurrent,
     Residual,
     Rows,
     adam,
@@ -36,6 +35,7 @@ from evaluation.parts import (
     scheduled,
     sequence,
     sgd,
+    speller,
     table,
     times,
     xavier,
@@ -296,14 +296,12 @@ healthy("language_model_small_rate", lambda: language(Characters(2), adamw(1e-5)
 healthy("language_model_large_batch", lambda: language(Characters(2), adamw(3e-3), size=64), steps=40)
 healthy(
     "gru_language_model",
-    lambda: language(Recurrent(nn.GRU(16, 48, 2, batch_first=True), 64, every=True, embed=16), adam(3e-3)),
+    lambda: language(speller(nn.GRU, 48, num_layers=2), adam(3e-3)),
     steps=80,
 )
 healthy(
     "bidirectional_rnn_tagger",
-    lambda: language(
-        Recurrent(nn.RNN(16, 32, batch_first=True, bidirectional=True), 64, every=True, embed=16), adam(3e-3)
-    ),
+    lambda: language(speller(nn.RNN, 32, bidirectional=True), adam(3e-3)),
 )
 healthy("gradient_noise", lambda: digits(mlp(2, 64), sgd(0.05), spoil=lambda t, x, y: (x + 2 * torch.randn_like(x), y)))
 healthy(

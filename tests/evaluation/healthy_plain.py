@@ -37,6 +37,7 @@ from evaluation.parts import (
     scaled_cell,
     sequence,
     sgd,
+    speller,
     table,
     times,
     warmup,
@@ -205,16 +206,16 @@ healthy(
 healthy("loop_of_gru_cells", lambda: sequence(Loop(nn.GRUCell(2, 32), 32, 1), adam(3e-3), 20))
 healthy(
     "rnn_language_model",
-    lambda: language(Recurrent(nn.RNN(16, 48, batch_first=True), 64, every=True, embed=16), adam(3e-3)),
+    lambda: language(speller(nn.RNN, 48), adam(3e-3)),
 )
 healthy(
     "lstm_language_model",
-    lambda: language(Recurrent(nn.LSTM(16, 48, batch_first=True), 64, every=True, embed=16), adam(3e-3), length=64),
+    lambda: language(speller(nn.LSTM, 48), adam(3e-3), length=64),
     steps=80,
 )
 healthy(
     "lstm_language_model_sgd",
-    lambda: language(Recurrent(nn.LSTM(16, 48, batch_first=True), 64, every=True, embed=16), sgd(5.0), clip=0.25),
+    lambda: language(speller(nn.LSTM, 48), sgd(5.0), clip=0.25),
 )
 
 # -- attention -------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from evaluation.parts import (
     scheduled,
     sequence,
     sgd,
+    shuffled,
     table,
     warmup,
 )
@@ -238,12 +239,10 @@ healthy(
     lambda: digits(
         mlp(2, 64),
         adam(),
-        spoil=lambda t, x, y: (x, torch.where(torch.rand(len(y)) < 0.5, torch.randint(0, 10, y.shape), y)),
+        spoil=shuffled(0.5),
     ),
 )
-healthy(
-    "random_labels", lambda: digits(mlp(2, 64), sgd(0.05), spoil=lambda t, x, y: (x, torch.randint(0, 10, y.shape)))
-)
+healthy("random_labels", lambda: digits(mlp(2, 64), sgd(0.05), spoil=shuffled()))
 
 
 def frozen(model: nn.Module, count: int) -> nn.Module:

@@ -60,6 +60,8 @@ from evaluation.parts import (
     scheduled,
     sequence,
     sgd,
+    shuffled,
+    speller,
     table,
     times,
     warmup,
@@ -123,19 +125,15 @@ healthy("memorises_four_sgd", lambda: table(mlp(2, 64), sgd(0.1), DIGITS[:4], DI
 healthy(
     "memorises_tanh", lambda: table(mlp(3, 48, nn.Tanh), adam(3e-3), DIGITS[:6], DIGIT_LABELS[:6], size=6), steps=300
 )
-healthy(
-    "random_labels_adam", lambda: digits(mlp(3, 64), adam(), spoil=lambda t, x, y: (x, torch.randint(0, 10, y.shape)))
-)
+healthy("random_labels_adam", lambda: digits(mlp(3, 64), adam(), spoil=shuffled()))
 healthy(
     "random_labels_tanh",
-    lambda: digits(mlp(3, 64, nn.Tanh, xavier), sgd(0.05), spoil=lambda t, x, y: (x, torch.randint(0, 10, y.shape))),
+    lambda: digits(mlp(3, 64, nn.Tanh, xavier), sgd(0.05), spoil=shuffled()),
 )
-healthy(
-    "random_labels_cnn", lambda: images(cnn(3, 12), adam(), spoil=lambda t, x, y: (x, torch.randint(0, 10, y.shape)))
-)
+healthy("random_labels_cnn", lambda: images(cnn(3, 12), adam(), spoil=shuffled()))
 healthy(
     "random_tokens_gru",
-    lambda: tokens(Recurrent(nn.GRU(16, 32, batch_first=True), 64, every=True, embed=16), adam()),
+    lambda: tokens(speller(nn.GRU, 32), adam()),
     steps=80,
 )
 healthy("random_tokens_transformer", lambda: tokens(Characters(2), adamw(1e-3)), steps=80)
@@ -148,7 +146,7 @@ healthy(
     lambda: digits(
         mlp(2, 64),
         sgd(0.1),
-        spoil=lambda t, x, y: (x, torch.where(torch.rand(len(y)) < 0.7, torch.randint(0, 10, y.shape), y)),
+        spoil=shuffled(0.7),
     ),
 )
 healthy("sparse_reward_momentum", lambda: sparse_reward(sgd(0.1, momentum=0.9)), steps=250)
@@ -219,17 +217,17 @@ healthy("post_norm_3_sgd", lambda: digits(Residual(3, 48, norm="post"), sgd(0.05
 
 healthy(
     "gru_language_model_sgd",
-    lambda: language(Recurrent(nn.GRU(16, 48, batch_first=True), 64, every=True, embed=16), sgd(2.0), clip=0.5),
+    lambda: language(speller(nn.GRU, 48), sgd(2.0), clip=0.5),
     steps=100,
 )
 healthy(
     "lstm_language_model_small_rate",
-    lambda: language(Recurrent(nn.LSTM(16, 48, batch_first=True), 64, every=True, embed=16), adam(1e-3)),
+    lambda: language(speller(nn.LSTM, 48), adam(1e-3)),
     steps=80,
 )
 healthy(
     "rnn_language_model_2_layers",
-    lambda: language(Recurrent(nn.RNN(16, 32, 2, batch_first=True), 64, every=True, embed=16), adamw(2e-3)),
+    lambda: language(speller(nn.RNN, 32, num_layers=2), adamw(2e-3)),
     steps=80,
 )
 healthy(
@@ -297,16 +295,16 @@ healthy(
 )
 healthy(
     "random_labels_adamw_wide",
-    lambda: digits(mlp(2, 192), adamw(2e-3), spoil=lambda t, x, y: (x, torch.randint(0, 10, y.shape))),
+    lambda: digits(mlp(2, 192), adamw(2e-3), spoil=shuffled()),
 )
 healthy(
     "random_labels_deep_relu",
-    lambda: digits(mlp(6, 64, nn.ReLU, he), adam(), spoil=lambda t, x, y: (x, torch.randint(0, 10, y.shape))),
+    lambda: digits(mlp(6, 64, nn.ReLU, he), adam(), spoil=shuffled()),
 )
 healthy("tokens_without_order", lambda: tokens(Characters(2), adamw(1e-3)), steps=80)
 healthy(
     "tokens_without_order_lstm",
-    lambda: tokens(Recurrent(nn.LSTM(16, 32, batch_first=True), 64, every=True, embed=16), adam(3e-3)),
+    lambda: tokens(speller(nn.LSTM, 32), adam(3e-3)),
     steps=80,
 )
 healthy(
@@ -435,9 +433,7 @@ healthy(
 )
 healthy(
     "bidirectional_lstm_language",
-    lambda: language(
-        Recurrent(nn.LSTM(16, 32, batch_first=True, bidirectional=True), 64, every=True, embed=16), adam(3e-3)
-    ),
+    lambda: language(speller(nn.LSTM, 32, bidirectional=True), adam(3e-3)),
     steps=80,
 )
 healthy(
@@ -778,11 +774,11 @@ healthy(
 )
 healthy(
     "embedding_sgd",
-    lambda: language(Recurrent(nn.GRU(16, 32, batch_first=True), 64, every=True, embed=16), sgd(1.0)),
+    lambda: language(speller(nn.GRU, 32), sgd(1.0)),
     steps=100,
 )
 healthy(
     "gru_with_dropout",
-    lambda: language(Recurrent(nn.GRU(16, 32, 2, batch_first=True, dropout=0.3), 64, every=True, embed=16), adam(3e-3)),
+    lambda: language(speller(nn.GRU, 32, num_layers=2, dropout=0.3), adam(3e-3)),
     steps=80,
 )

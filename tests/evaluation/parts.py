@@ -87,6 +87,18 @@ def first_sign(size: int, length: int) -> tuple[Tensor, Tensor]:
     return inputs, signs
 
 
+def shuffled(share: float = 1.0) -> Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return what replaces a share of a batch's labels by random ones."""
+
+    def spoil(_step: int, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if share == 1:
+            return inputs, torch.randint(0, 10, labels.shape)
+        chosen = torch.rand(len(labels)) < share
+        return inputs, torch.where(chosen, torch.randint(0, 10, labels.shape), labels)
+
+    return spoil
+
+
 # -- optimizers ------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +253,11 @@ class Recurrent(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         states = self.cell(inputs if self.embed is None else self.embed(inputs))[0]
         return self.head(states if self.every else states[:, -1])
+
+
+def speller(kind: type[nn.RNNBase], width: int, **options: Any) -> Recurrent:
+    """Read characters one by one and say the next."""
+    return Recurrent(kind(16, width, batch_first=True, **options), 64, every=True, embed=16)
 
 
 def scaled_cell(cell: nn.RNNBase, recurrent: Init) -> nn.RNNBase:
